@@ -1,0 +1,224 @@
+//! `EgressPlan`: what one node has to do, and what its agent says of it.
+//!
+//! The only contract between operator and agent. One object per node, with the node's name, owned by the
+//! Node. Every list is sorted and free of doubles, so that equal plans are equal texts.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::interval::Interval;
+use crate::policy::NoGateway;
+
+/// Highest policy id: 14 bits, since bits 14 and 15 of a packet mark belong to Kubernetes.
+pub const MAX_POLICY_ID: u16 = 0x3fff;
+
+/// What one node has to do. Written by the operator; not for editing.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "egressnat.io",
+    version = "v1alpha1",
+    kind = "EgressPlan",
+    plural = "egressplans",
+    singular = "egressplan",
+    shortname = "epl",
+    category = "egressnat",
+    status = "EgressPlanStatus",
+    derive = "PartialEq",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(
+        name = "Generation",
+        type_ = "integer",
+        json_path = ".metadata.generation",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "integer",
+        json_path = ".status.observedGeneration",
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressPlanSpec {
+    /// This node's own address under the tunnel, to which its peers send. Absent while the node has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub underlay: Option<IpAddr>,
+    /// Ranges that no policy captures: pods, Services, every node's addresses, the API server. Merged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub cluster: Vec<Interval>,
+    /// The other nodes that this one shares a tunnel with, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
+    /// The policies in which this node has a part, by id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PlanPolicy>,
+    /// What the pods of this node use, by id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<Profile>,
+    /// The selected pods of this node, by uid. Those still without an address are there too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PlanPod>,
+}
+
+/// Another node, to or from which this node tunnels.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Peer {
+    /// The peer's node name.
+    pub node: String,
+    /// Its address under the tunnel. Its tunnel MAC address follows from it.
+    #[schemars(with = "String")]
+    pub underlay: IpAddr,
+    /// Where this node is the gateway of the peer's pods: the inner source ranges accepted from the peer,
+    /// which is also where replies go back to it. Empty for a peer that is only a gateway of this node's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub ranges: Vec<IpNet>,
+}
+
+/// One policy's part on this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanPolicy {
+    /// The policy's number, 1 to 0x3fff.
+    #[schemars(range(min = 1, max = 16383))]
+    pub id: u16,
+    /// The policy's name, for people.
+    pub name: String,
+    /// What this node's own pods do. Absent where none of them uses the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceRole>,
+    /// The addresses with which this node, as the gateway, sends: at most one of each family. Absent where
+    /// another node is the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<GatewayRole>,
+}
+
+/// How the pods of this node reach a policy's gateway.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRole {
+    /// The gateway's node: a peer, or this node itself. Absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// The families that the gateway has an address of. A packet of another family meets `noGateway`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub families: Vec<Family>,
+    /// What happens to packets that no gateway can take.
+    #[serde(default)]
+    pub no_gateway: NoGateway,
+}
+
+/// What this node does as a policy's gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayRole {
+    /// The source addresses given to the policy's packets: at most one of each family.
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Family {
+    /// IPv4.
+    IPv4,
+    /// IPv6.
+    IPv6,
+}
+
+impl From<IpAddr> for Family {
+    fn from(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::IPv4 } else { Self::IPv6 }
+    }
+}
+
+/// Which policy applies to which destination, for all pods that the same policies select.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Profile {
+    /// The profile's number in this plan, from 1.
+    #[schemars(range(min = 1))]
+    pub id: u32,
+    /// Disjoint intervals in ascending order, IPv4 first: overlaps, exclusions and priorities are resolved.
+    pub destinations: Vec<Destination>,
+}
+
+/// One interval of a [`Profile`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Destination {
+    /// The addresses, as `FIRST-LAST`, both included.
+    #[schemars(with = "String")]
+    pub range: Interval,
+    /// The id of the policy that applies there.
+    #[schemars(range(min = 1, max = 16383))]
+    pub policy: u16,
+}
+
+/// A selected pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanPod {
+    /// The pod's uid.
+    pub uid: String,
+    /// `namespace/name`, for people.
+    pub name: String,
+    /// The pod's addresses. Empty while it has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub ips: Vec<IpAddr>,
+    /// The pod's profile.
+    pub profile: u32,
+}
+
+/// What the node's agent says of the plan and of its node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressPlanStatus {
+    /// The generation of the spec that the kernel holds, read back and compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: the datapath is what the spec says. Otherwise the reason is the category of what is wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The addresses that this node holds, by interface: what a policy may name as its egress address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<NodeInterface>,
+    /// Egress addresses of the spec that the node does not hold: their policies' packets are dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub missing_addresses: Vec<IpAddr>,
+}
+
+/// A network interface of the node with its global addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInterface {
+    /// The interface's name.
+    pub name: String,
+    /// Its global unicast addresses, the preferred one of each family first.
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpAddr>,
+    /// The families whose default route leaves by this interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub default_route: Vec<Family>,
+}

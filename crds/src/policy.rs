@@ -1,0 +1,213 @@
+//! `EgressNATPolicy`: which pods leave with which address.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::selector::LabelSelector;
+
+/// Pods that leave the cluster with a stable, chosen source address.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "egressnat.io",
+    version = "v1alpha1",
+    kind = "EgressNATPolicy",
+    plural = "egressnatpolicies",
+    singular = "egressnatpolicy",
+    shortname = "enp",
+    category = "egressnat",
+    status = "EgressNATPolicyStatus",
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateways[*].node"),
+    printcolumn(
+        name = "Address",
+        type_ = "string",
+        json_path = ".status.gateways[*].addresses[*]"
+    ),
+    printcolumn(name = "Pods", type_ = "integer", json_path = ".status.matchedPods"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Programmed\")].reason",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Priority",
+        type_ = "integer",
+        json_path = ".spec.priority",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Nodes",
+        type_ = "integer",
+        json_path = ".status.nodesConcerned",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "integer",
+        json_path = ".status.nodesProgrammed",
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.egressSourceIP) ? 1 : 0) + (has(self.egressSourceIPs) ? 1 : 0) + (has(self.egressGateway) ? 1 : 0) == 1")
+        .message("set exactly one of egressSourceIP, egressSourceIPs and egressGateway"),
+    validation = Rule::new("!has(self.destinationCIDRs) || !has(self.egressSourceIP) || !isIP(self.egressSourceIP) || self.destinationCIDRs.exists(c, isCIDR(c) && cidr(c).ip().family() == ip(self.egressSourceIP).family())")
+        .message("no destinationCIDR is of the family of egressSourceIP: the address could never be used")
+)]
+pub struct EgressNATPolicySpec {
+    /// Which policy wins where several select the same pod and destination: the higher priority, then the
+    /// older policy, then the name that sorts first.
+    #[serde(default = "default_priority")]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
+    pub priority: i32,
+    /// The pods that this policy selects: those that match any entry.
+    #[schemars(length(min = 1, max = 32))]
+    pub selectors: Vec<PodSelection>,
+    /// Destinations for which the pods use the egress address. Left out: everything outside the cluster.
+    /// Pods, Services, nodes and the API server are never captured, whatever is written here.
+    #[serde(default, rename = "destinationCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 256), inner(length(max = 43)))]
+    #[x_kube(
+        validation = Rule::new("self.all(c, isCIDR(c))").message("every entry must be a CIDR, such as 192.0.2.0/24 or 2001:db8::/32"),
+        validation = Rule::new("self.all(c, !isCIDR(c) || cidr(c) == cidr(c).masked())").message("a CIDR must not have host bits set: write 192.0.2.0/24, not 192.0.2.7/24")
+    )]
+    pub destination_cidrs: Vec<String>,
+    /// Destinations that this policy leaves alone. The pod's next policy still applies there.
+    #[serde(default, rename = "excludedCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 43)))]
+    #[x_kube(
+        validation = Rule::new("self.all(c, isCIDR(c))").message("every entry must be a CIDR, such as 192.0.2.0/24 or 2001:db8::/32"),
+        validation = Rule::new("self.all(c, !isCIDR(c) || cidr(c) == cidr(c).masked())").message("a CIDR must not have host bits set: write 192.0.2.0/24, not 192.0.2.7/24")
+    )]
+    pub excluded_cidrs: Vec<String>,
+    /// The address that the outside sees. The gateway is the node that holds it.
+    #[serde(default, rename = "egressSourceIP", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 39))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("egressSourceIP must be an IPv4 or IPv6 address"))]
+    pub egress_source_ip: Option<String>,
+    /// As `egressSourceIP`, for dual stack: one IPv4 and one IPv6 address, both held by the same node.
+    #[serde(default, rename = "egressSourceIPs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 2), inner(length(max = 39)))]
+    #[x_kube(
+        validation = Rule::new("self.all(a, isIP(a))").message("every entry must be an IPv4 or IPv6 address"),
+        validation = Rule::new("size(self) < 2 || !isIP(self[0]) || !isIP(self[1]) || ip(self[0]).family() != ip(self[1]).family()").message("two addresses must be one of IPv4 and one of IPv6")
+    )]
+    pub egress_source_ips: Vec<String>,
+    /// The gateway chosen by label instead of by its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_gateway: Option<EgressGateway>,
+    /// What happens to the selected pods' packets while no gateway can take them.
+    #[serde(default)]
+    pub no_gateway: NoGateway,
+}
+
+/// One entry of `selectors`: a pod is selected when all the selectors given here match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.podSelector) || has(self.namespaceSelector) || has(self.nodeSelector)")
+        .message("an entry needs at least one of podSelector, namespaceSelector and nodeSelector; write podSelector: {} for every pod")
+)]
+pub struct PodSelection {
+    /// By the pod's labels. Empty or left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+    /// By the labels of the pod's namespace. Empty or left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// By the labels of the node that the pod runs on. Empty or left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+}
+
+/// A gateway chosen by node label.
+///
+/// With `egressIP` or `egressIPs` the chosen node is one that holds the address; with `interface` its
+/// addresses on that interface are used; with neither, those of the interface of its default route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.interface) ? 1 : 0) + (has(self.egressIP) ? 1 : 0) + (has(self.egressIPs) ? 1 : 0) <= 1")
+        .message("set at most one of interface, egressIP and egressIPs")
+)]
+pub struct EgressGateway {
+    /// The nodes that may be the gateway.
+    pub node_selector: LabelSelector,
+    /// Use the addresses of this interface of the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15), regex(pattern = "^[^\\s/]+$"))]
+    pub interface: Option<String>,
+    /// Use this address, which the gateway must hold.
+    #[serde(default, rename = "egressIP", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 39))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("egressIP must be an IPv4 or IPv6 address"))]
+    pub egress_ip: Option<String>,
+    /// As `egressIP`, for dual stack: one IPv4 and one IPv6 address.
+    #[serde(default, rename = "egressIPs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 2), inner(length(max = 39)))]
+    #[x_kube(
+        validation = Rule::new("self.all(a, isIP(a))").message("every entry must be an IPv4 or IPv6 address"),
+        validation = Rule::new("size(self) < 2 || !isIP(self[0]) || !isIP(self[1]) || ip(self[0]).family() != ip(self[1]).family()").message("two addresses must be one of IPv4 and one of IPv6")
+    )]
+    pub egress_ips: Vec<String>,
+}
+
+/// What happens to the packets of selected pods that no gateway can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum NoGateway {
+    /// They are dropped, and counted.
+    #[default]
+    Drop,
+    /// They leave as those of any other pod, with their node's address.
+    NodeIP,
+}
+
+/// What the operator made of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressNATPolicyStatus {
+    /// `Accepted`, `GatewayReady`, `Programmed`, `Degraded`, each with `observedGeneration`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The policy's number in connection marks and in the tunnel header, 1 to 0x3fff. It stays for the
+    /// policy's life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u16>,
+    /// The gateway in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<GatewayStatus>,
+    /// How many pods the policy selects, those still without an address included.
+    #[serde(default)]
+    pub matched_pods: u32,
+    /// How many nodes must know the policy: those of its pods, and the gateway.
+    #[serde(default)]
+    pub nodes_concerned: u32,
+    /// How many of them have reported it in place.
+    #[serde(default)]
+    pub nodes_programmed: u32,
+}
+
+/// A gateway in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayStatus {
+    /// The gateway's node.
+    pub node: String,
+    /// The addresses that the outside sees, at most one of each family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+}
+
+fn default_priority() -> i32 {
+    100
+}
