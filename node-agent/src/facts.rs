@@ -1,0 +1,31 @@
+//! What compiling needs to know of the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::model::Link;
+
+/// The node as its kernel shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The interface that holds the plan's underlay address, absent where none does.
+    pub underlay: Option<Underlay>,
+    /// The tunnel device, absent while it does not exist.
+    pub tunnel: Option<Link>,
+    /// Every unicast address of the node, those of `lo` included.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The kernel does IPv6.
+    pub ipv6: bool,
+    /// The numbers under which gateways, by underlay address, are in use: a gateway keeps its number, so
+    /// that packets on their way are never led to another.
+    pub gateway_numbers: BTreeMap<IpAddr, u8>,
+}
+
+/// The interface under the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The interface.
+    pub link: Link,
+    /// Its MTU in octets.
+    pub mtu: u32,
+}

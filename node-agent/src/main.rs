@@ -1,0 +1,3 @@
+//! `egressnat-agent`.
+
+fn main() {}

@@ -1,0 +1,169 @@
+//! Everything in the kernel that is egressnat's, with its name or number and how a fresh process knows it
+//! for its own.
+//!
+//! | thing | name or number | recognised by |
+//! |---|---|---|
+//! | nft table | `inet egressnat` | its name; nothing else is looked into |
+//! | link | `egressnat0` | its name, kind `vxlan` and VNI; another kind or VNI is a clash |
+//! | FDB and neighbour entries | on `egressnat0` | the link |
+//! | ip rules | priority 770 | priority, and a fwmark under our mask; anything else at 770 is a clash |
+//! | routes | tables 7701 to 7763 | the table |
+//! | sysctls | `conf/egressnat0/*` | the link |
+//! | conntrack entries | connection mark under `0x3fff0000` | the mask; entries are only ever deleted |
+
+/// Name of the nft table, family `inet`.
+pub const TABLE: &str = "egressnat";
+
+/// Name of the VXLAN device.
+pub const TUNNEL: &str = "egressnat0";
+
+/// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
+pub const OVERHEAD_V4: u32 = 50;
+
+/// What VXLAN adds to a packet on an IPv6 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv6 40 octets.
+pub const OVERHEAD_V6: u32 = 70;
+
+/// Where the policy's id stands in the connection mark.
+pub const CT_MARK_MASK: u32 = 0x3fff_0000;
+
+/// How far the policy's id is shifted in the connection mark.
+pub const CT_MARK_SHIFT: u32 = 16;
+
+/// The bits of a packet mark that a VXLAN header with group policy carries.
+pub const GBP_MASK: u32 = 0xffff;
+
+/// The bits of the tunnel's group policy that hold a policy's id.
+pub const GBP_ID_MASK: u32 = 0x3fff;
+
+/// The numbers that an administrator may set where others on the node use the defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// The six neighbouring bits of the packet mark that are ours.
+    pub mark_mask: u32,
+    /// Priority of our ip rules.
+    pub rule_priority: u32,
+    /// Our route tables are this number plus 1 to 0x3f.
+    pub table_base: u32,
+    /// UDP port of the tunnel.
+    pub port: u16,
+    /// VXLAN network identifier of the tunnel, 24 bits.
+    pub vni: u32,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self {
+            mark_mask: 0x3f00_0000,
+            rule_priority: 770,
+            table_base: 7700,
+            port: 5770,
+            vni: 770_770,
+        }
+    }
+}
+
+/// What a packet's routing mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RoutingMark {
+    /// By the tunnel to the gateway of this number, 1 to [`RoutingMark::MAX_GATEWAY`]. Numbers are this node's own.
+    Gateway(u8),
+    /// Out by this node, which is the gateway or takes its place.
+    Local,
+    /// A reply: back by the tunnel to the node of the pod.
+    Reply,
+}
+
+impl RoutingMark {
+    /// How many gateways one node can use at a time.
+    pub const MAX_GATEWAY: u8 = 0x3d;
+
+    /// The six bits.
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::Gateway(n) => n,
+            Self::Local => 0x3e,
+            Self::Reply => 0x3f,
+        }
+    }
+}
+
+impl Numbers {
+    /// The packet mark's bits of `mark`, in place.
+    pub fn mark(&self, mark: RoutingMark) -> u32 {
+        (u32::from(mark.bits()) << self.mark_mask.trailing_zeros()) & self.mark_mask
+    }
+
+    /// The route table of `mark`.
+    pub fn table(&self, mark: RoutingMark) -> u32 {
+        self.table_base + u32::from(mark.bits())
+    }
+
+    /// The gateway's number whose table this is.
+    pub fn gateway_of_table(&self, table: u32) -> Option<u8> {
+        let number = u8::try_from(table.checked_sub(self.table_base)?).ok()?;
+        (1..=RoutingMark::MAX_GATEWAY).contains(&number).then_some(number)
+    }
+
+    /// Whether a route table is ours.
+    pub fn owns_table(&self, table: u32) -> bool {
+        (self.table_base + 1..=self.table_base + 0x3f).contains(&table)
+    }
+}
+
+/// A policy's id as it stands in the connection mark.
+pub fn ct_mark(id: u16) -> u32 {
+    (u32::from(id) << CT_MARK_SHIFT) & CT_MARK_MASK
+}
+
+/// Why a packet was dropped: one named nft counter each, and a label of the agent's metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drop {
+    /// A selected pod's packet whose policy has no gateway.
+    NoGateway,
+    /// A policy's packet at its gateway, which has no address for it.
+    NoAddress,
+    /// A selected pod's packet that conntrack cannot place: no NAT would touch it.
+    Unplaced,
+    /// A policy's packet on its way out by another door than its gateway's.
+    WrongDoor,
+    /// To the tunnel's port, from an address that is no peer's.
+    NotPeer,
+    /// Out of the tunnel, with an inner source that is not the sending peer's.
+    Spoofed,
+    /// Out of the tunnel, with an id that this node is no gateway for.
+    UnknownId,
+    /// Out of the tunnel, of a connection that another policy has decided.
+    Stale,
+    /// Out of the tunnel, a reply to no connection of a policy's.
+    StrayReply,
+}
+
+impl Drop {
+    /// Every reason.
+    pub const ALL: [Drop; 9] = [
+        Drop::NoGateway,
+        Drop::NoAddress,
+        Drop::Unplaced,
+        Drop::WrongDoor,
+        Drop::NotPeer,
+        Drop::Spoofed,
+        Drop::UnknownId,
+        Drop::Stale,
+        Drop::StrayReply,
+    ];
+
+    /// Name of the nft counter.
+    pub fn counter(self) -> &'static str {
+        match self {
+            Self::NoGateway => "drop_no_gateway",
+            Self::NoAddress => "drop_no_address",
+            Self::Unplaced => "drop_unplaced",
+            Self::WrongDoor => "drop_wrong_door",
+            Self::NotPeer => "drop_not_peer",
+            Self::Spoofed => "drop_spoofed",
+            Self::UnknownId => "drop_unknown_id",
+            Self::Stale => "drop_stale",
+            Self::StrayReply => "drop_stray_reply",
+        }
+    }
+}
