@@ -1,0 +1,330 @@
+//! A whole cluster: up, down, and what a test asks of it in between.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    control_plane,
+    error::{Context, Error, Result},
+    images,
+    kube_proxy::{self, KubeProxyMode},
+    kubectl::Kubectl,
+    launch::Mounts,
+    netns::Netns,
+    network,
+    node::Node,
+    pki,
+    progress::Progress,
+    residue,
+    site::{API_PORT, CONTROL_PLANE, ECHO_PORT, NODES, Site},
+    wait,
+};
+
+const PROXY_DEADLINE: Duration = Duration::from_secs(10);
+const COREDNS_MANIFEST: &str = include_str!("../manifests/coredns.yaml");
+const TSHOOT_MANIFEST: &str = include_str!("../manifests/net-tshoot.yaml");
+const ECHO_MANIFEST: &str = include_str!("../manifests/echo.yaml");
+
+/// A cluster that is up.
+#[derive(Debug)]
+pub struct Cluster {
+    site: Site,
+    kubectl: Kubectl,
+}
+
+/// Holds a cluster's lock: one `up`, `down` or test run at a time. Freed on drop, and by the kernel
+/// when its holder is killed.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its lock, which ends with it")] File);
+
+impl Lock {
+    /// Takes the lock, waiting for whoever has it.
+    ///
+    /// # Errors
+    /// When the lock's file cannot be made.
+    pub fn take(site: &Site, progress: &Progress) -> Result<Self> {
+        let path = site.lock_file();
+        let lock = || format!("lock {}", path.display());
+        fs::create_dir_all(Site::shared()).context(lock)?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .context(lock)?;
+        if file.try_lock().is_err() {
+            progress.step(&format!(
+                "waiting for another user of {} (lock {})",
+                site.cluster(),
+                path.display()
+            ));
+            file.lock().context(lock)?;
+        }
+        Ok(Self(file))
+    }
+}
+
+impl Cluster {
+    /// Brings a cluster up, or checks the one that is up; what is half up or broken is replaced.
+    ///
+    /// # Errors
+    /// When a part does not come up; the message names its log.
+    pub fn up(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<Self> {
+        match Self::attach(site) {
+            Ok(cluster) => {
+                progress.step(&format!("{} is up already: checking", site.cluster()));
+                match cluster.wait_ready() {
+                    Ok(()) => return Ok(cluster),
+                    Err(error) => progress.step(&format!("it is not healthy, starting again: {error}")),
+                }
+            }
+            Err(_) if residue::find(site).is_empty() => {}
+            Err(error) => progress.step(&format!("removing what an earlier run left: {error}")),
+        }
+        down(site)?;
+        Self::create(site, mode, progress)
+    }
+
+    /// Takes hold of a cluster that is up.
+    ///
+    /// # Errors
+    /// When it is not, or one of its services has ended.
+    pub fn attach(site: &Site) -> Result<Self> {
+        let kubeconfig = site.path("kubeconfig");
+        if !kubeconfig.exists() {
+            return Err(Error::State(format!(
+                "the cluster {} is not up: run `make up`",
+                site.cluster()
+            )));
+        }
+        let cluster = Self {
+            site: site.clone(),
+            kubectl: Kubectl::with_kubeconfig(&kubeconfig),
+        };
+        for name in control_plane::SERVICES.into_iter().chain(["proxy"]) {
+            expect_running(&site.service(name), name)?;
+        }
+        for node in cluster.nodes() {
+            expect_running(&node.containerd(), "containerd")?;
+            expect_running(&node.kubelet(), "kubelet")?;
+        }
+        Ok(cluster)
+    }
+
+    /// Its places and names.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// `kubectl` and `helm` for it.
+    #[must_use]
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
+    }
+
+    /// The administrator's kubeconfig, for use on this machine.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.site.path("kubeconfig")
+    }
+
+    /// Its nodes, the control plane first.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node> {
+        NODES
+            .into_iter()
+            .map(|spec| Node::new(&self.site, spec))
+            .collect()
+    }
+
+    /// A node by name.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        let node = self.nodes().into_iter().find(|node| node.spec().name == name);
+        node.ok_or_else(|| Error::State(format!("no node is called {name}")))
+    }
+
+    /// Imports image archives into every node.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn load_images(&self, archives: &[PathBuf]) -> Result<()> {
+        on_every_node(&self.site, |node| {
+            archives.iter().try_for_each(|archive| node.import(archive))
+        })
+    }
+
+    /// Runs kube-proxy in `mode` on every node, and returns when its rules are written (or gone).
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn set_kube_proxy(&self, mode: KubeProxyMode) -> Result<()> {
+        on_every_node(&self.site, |node| {
+            kube_proxy::set(&self.site, node, mode)?;
+            if mode == KubeProxyMode::None {
+                Ok(())
+            } else {
+                kube_proxy::wait_healthy(&self.site, node)
+            }
+        })
+    }
+
+    /// Starts the external echo server and gives it its names inside the cluster: `echo`, `echo4`, `echo6`.
+    /// Does nothing where it runs already.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_echo(&self) -> Result<()> {
+        let service = self.site.service("echo");
+        if service.pid().is_none() {
+            let name = self.site.netns("echo");
+            Netns::delete(&name)?;
+            network::create_echo(&self.site)?;
+            let args = vec!["echo-server".into(), "--port".into(), ECHO_PORT.to_string()];
+            service.start(Some(name), Mounts::Shared, self.site.lab(), args)?;
+        }
+        self.kubectl.apply(ECHO_MANIFEST)?;
+        Ok(())
+    }
+
+    /// Waits until every node is Ready and every DaemonSet and Deployment is rolled out.
+    ///
+    /// # Errors
+    /// When that takes more than two minutes.
+    pub fn wait_ready(&self) -> Result<()> {
+        self.kubectl
+            .run(["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"])?;
+        self.kubectl.run([
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            "daemonset/coredns",
+            "--timeout=60s",
+        ])?;
+        self.kubectl.run([
+            "-n",
+            "default",
+            "rollout",
+            "status",
+            "daemonset/net-tshoot",
+            "--timeout=60s",
+        ])?;
+        Ok(())
+    }
+
+    fn create(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<Self> {
+        for folder in ["logs", "run", "pki", "nodes"] {
+            let path = site.path(folder);
+            fs::create_dir_all(&path).context(|| format!("create {}", path.display()))?;
+        }
+        progress.step("network: a bridge and three nodes, in namespaces of their own");
+        network::create(site)?;
+        pki::create(site)?;
+        progress.step("control plane and container runtimes");
+        control_plane::start_api_server(site)?;
+        start_proxy(site)?;
+        let images = images::build_lab()?;
+        on_every_node(site, |node| {
+            node.start_containerd()?;
+            images.iter().try_for_each(|image| node.import(image))
+        })?;
+        let cluster = Self {
+            site: site.clone(),
+            kubectl: Kubectl::with_kubeconfig(&site.path("kubeconfig")),
+        };
+        control_plane::wait_ready(site, &cluster.kubectl)?;
+        progress.step("nodes");
+        cluster.register_nodes()?;
+        control_plane::start_controllers(site)?;
+        on_every_node(site, |node| {
+            node.start_kubelet()?;
+            kube_proxy::set(site, node, mode)
+        })?;
+        cluster
+            .kubectl
+            .apply(&format!("{COREDNS_MANIFEST}\n---\n{TSHOOT_MANIFEST}"))?;
+        cluster.wait_ready()?;
+        progress.step("three nodes are Ready");
+        Ok(cluster)
+    }
+
+    fn register_nodes(&self) -> Result<()> {
+        let items: Vec<_> = self.nodes().iter().map(Node::object).collect();
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
+        self.kubectl.apply(&list.to_string())?;
+        Ok(())
+    }
+}
+
+/// Ends and removes everything of a cluster, in whatever state it is. What is not there is no error.
+///
+/// # Errors
+/// When something does not go away; the message names it.
+pub fn down(site: &Site) -> Result<()> {
+    let cgroup = site.cgroup();
+    if !cgroup.folders().is_empty() {
+        cgroup.kill()?;
+        cgroup.remove()?;
+    }
+    for name in site.all_netns() {
+        Netns::delete(&name)?;
+    }
+    let folder = site.folder();
+    if folder.exists() {
+        fs::remove_dir_all(&folder).context(|| format!("remove {}", folder.display()))?;
+    }
+    match residue::find(site).as_slice() {
+        [] => Ok(()),
+        left => Err(Error::State(format!(
+            "failed to remove all of {}:\n{}",
+            site.cluster(),
+            left.join("\n")
+        ))),
+    }
+}
+
+fn start_proxy(site: &Site) -> Result<()> {
+    let port_file = site.path("run").join("proxy.port");
+    let args = vec![
+        "proxy".into(),
+        format!("--netns={}", site.netns(CONTROL_PLANE.name)),
+        format!("--target={}:{API_PORT}", CONTROL_PLANE.v4),
+        format!("--port-file={}", port_file.display()),
+    ];
+    site.service("proxy")
+        .start(None, Mounts::Shared, site.lab(), args)?;
+    let port = wait::until("the proxy's port", PROXY_DEADLINE, || {
+        let text = fs::read_to_string(&port_file).map_err(|error| error.to_string())?;
+        text.parse()
+            .map_err(|_| format!("{} holds {text:?}", port_file.display()))
+    })?;
+    pki::write_host_kubeconfig(site, port)
+}
+
+fn expect_running(service: &crate::site::Service, name: &str) -> Result<()> {
+    let ended = || Error::State(format!("{name} has ended (see {})", service.log().display()));
+    service.pid().map(|_| ()).ok_or_else(ended)
+}
+
+/// Does the same on every node at once; the first error wins.
+fn on_every_node(site: &Site, work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads = NODES.map(|spec| scope.spawn(move || work(&Node::new(site, spec))));
+        threads
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .into_iter()
+            .collect()
+    })
+}
