@@ -58,7 +58,10 @@ impl ApiServer {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let kube = Site::program("kube");
         if !kube.exists() {
-            return Err(Error::State(format!("{} is missing: run e2e/setup.sh", kube.display())));
+            return Err(Error::State(format!(
+                "{} is missing: run e2e/setup.sh",
+                kube.display()
+            )));
         }
         let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = Site::shared().join("api-servers").join(name);
@@ -94,7 +97,10 @@ impl ApiServer {
     pub fn kubectl(&self) -> Command {
         let mut kubectl = Command::new(Site::program("kube"));
         // Its cache of the discovery is by server address, and another server may have had this one.
-        kubectl.arg("kubectl").arg("--cache-dir").arg(self.folder.join("kubectl"));
+        kubectl
+            .arg("kubectl")
+            .arg("--cache-dir")
+            .arg(self.folder.join("kubectl"));
         kubectl.env("KUBECONFIG", self.kubeconfig());
         kubectl
     }
@@ -112,7 +118,10 @@ impl ApiServer {
         let tail = |name: &str| {
             let log = fs::read_to_string(self.folder.join(name)).unwrap_or_default();
             let skip = log.lines().count().saturating_sub(10);
-            log.lines().skip(skip).map(|line| format!("{name}: {line}\n")).collect::<String>()
+            log.lines()
+                .skip(skip)
+                .map(|line| format!("{name}: {line}\n"))
+                .collect::<String>()
         };
         tail("etcd.log") + &tail("kube-apiserver.log")
     }
@@ -138,7 +147,7 @@ fn api_server_args(port: u16) -> Vec<String> {
         "--allow-privileged=true",
         "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
         "--service-account-issuer=https://kubernetes.default.svc",
-        "--service-account-key-file=sa.key",
+        "--service-account-key-file=sa.pub",
         "--service-account-signing-key-file=sa.key",
         "--profiling=false",
     ]
@@ -168,7 +177,9 @@ fn write_credentials(folder: &Path, port: u16) -> Result<()> {
         "users": [{"name": "test", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
     });
-    write("sa.key", KeyPair::generate()?.serialize_pem())?;
+    let service_accounts = KeyPair::generate()?;
+    write("sa.key", service_accounts.serialize_pem())?;
+    write("sa.pub", service_accounts.public_key_pem())?;
     write("tokens.csv", format!("{token},admin,admin,system:masters\n"))?;
     write("kubeconfig", config.to_string())
 }
@@ -179,7 +190,10 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut ports = [0; N];
     for port in &mut ports {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(|| "find a free port".into())?;
-        *port = listener.local_addr().context(|| "find a free port".into())?.port();
+        *port = listener
+            .local_addr()
+            .context(|| "find a free port".into())?
+            .port();
         held.push(listener);
     }
     Ok(ports)

@@ -227,32 +227,35 @@ impl Cluster {
         progress.step("network: a bridge and three nodes, in namespaces of their own");
         network::create(site)?;
         pki::create(site)?;
-        progress.step("control plane and container runtimes");
-        control_plane::start_api_server(site)?;
-        start_proxy(site)?;
-        let images = images::build_lab()?;
-        on_every_node(site, |node| {
-            node.start_containerd()?;
-            images.iter().try_for_each(|image| node.import(image))
-        })?;
+        progress.step("control plane, container runtimes and images");
         let cluster = Self {
             site: site.clone(),
             kubectl: Kubectl::with_kubeconfig(&site.path("kubeconfig")),
         };
-        control_plane::wait_ready(site, &cluster.kubectl)?;
-        progress.step("nodes");
-        cluster.register_nodes()?;
-        control_plane::start_controllers(site)?;
+        thread::scope(|scope| {
+            let runtimes = scope.spawn(|| start_runtimes(site));
+            cluster.start_control_plane()?;
+            join(runtimes)
+        })?;
+        progress.step("kubelets, kube-proxy, DNS and the net-tshoot pods");
         on_every_node(site, |node| {
             node.start_kubelet()?;
             kube_proxy::set(site, node, mode)
         })?;
-        cluster
-            .kubectl
-            .apply(&format!("{COREDNS_MANIFEST}\n---\n{TSHOOT_MANIFEST}"))?;
         cluster.wait_ready()?;
         progress.step("three nodes are Ready");
         Ok(cluster)
+    }
+
+    fn start_control_plane(&self) -> Result<()> {
+        control_plane::start_api_server(&self.site)?;
+        start_proxy(&self.site)?;
+        control_plane::wait_ready(&self.site, &self.kubectl)?;
+        control_plane::start_controllers(&self.site)?;
+        self.register_nodes()?;
+        self.kubectl
+            .apply(&format!("{COREDNS_MANIFEST}\n---\n{TSHOOT_MANIFEST}"))?;
+        Ok(())
     }
 
     fn register_nodes(&self) -> Result<()> {
@@ -313,18 +316,25 @@ fn expect_running(service: &crate::site::Service, name: &str) -> Result<()> {
     service.pid().map(|_| ()).ok_or_else(ended)
 }
 
+fn start_runtimes(site: &Site) -> Result<()> {
+    let images = images::build_lab()?;
+    on_every_node(site, |node| {
+        node.start_containerd()?;
+        images.iter().try_for_each(|image| node.import(image))
+    })
+}
+
 /// Does the same on every node at once; the first error wins.
 fn on_every_node(site: &Site, work: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
     let work = &work;
     thread::scope(|scope| {
         let threads = NODES.map(|spec| scope.spawn(move || work(&Node::new(site, spec))));
-        threads
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .into_iter()
-            .collect()
+        threads.map(join).into_iter().collect()
     })
+}
+
+fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

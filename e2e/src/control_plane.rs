@@ -110,6 +110,9 @@ fn controller_manager_args(site: &Site) -> Vec<String> {
         format!("--root-ca-file={}", pki("ca.crt")),
         format!("--service-account-private-key-file={}", pki("sa.key")),
         "--use-service-account-credentials=true".into(),
+        // The default of 20 a second is what a start of all controllers would mostly wait for.
+        "--kube-api-qps=500".into(),
+        "--kube-api-burst=1000".into(),
         "--bind-address=127.0.0.1".into(),
         "--leader-elect=false".into(),
     ]

@@ -75,13 +75,17 @@ impl Image {
     /// When a file cannot be read or the archive not be written.
     pub fn write(&self, archive: &Path) -> Result<()> {
         let mut files = BTreeMap::new();
-        let layer = self.layer()?;
-        let config = self.config(&digest(&layer));
+        let layer = blob(
+            &mut files,
+            "application/vnd.oci.image.layer.v1.tar",
+            self.layer()?,
+        );
+        let config = self.config(&layer["digest"]);
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": blob(&mut files, "application/vnd.oci.image.config.v1+json", to_bytes(&config)),
-            "layers": [blob(&mut files, "application/vnd.oci.image.layer.v1.tar", layer)],
+            "layers": [layer],
         });
         let mut entry = blob(
             &mut files,
@@ -102,7 +106,7 @@ impl Image {
         write_archive(archive, files)
     }
 
-    fn config(&self, layer: &str) -> Value {
+    fn config(&self, layer: &Value) -> Value {
         json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
