@@ -115,13 +115,23 @@ build_kube() {
   (cd e2e/kube && go build -trimpath -ldflags "-s -w ${flags[*]}" -o "$BIN/kube" .)
 }
 
+# Without a cluster helm takes the one it was built for: `helm template` and `helm lint` then render for it.
+build_helm() {
+  local package flags=()
+  for package in pkg/chartutil pkg/lint/rules; do
+    flags+=(-X "helm.sh/helm/v3/$package.k8sVersionMajor=${KUBERNETES%%.*}"
+            -X "helm.sh/helm/v3/$package.k8sVersionMinor=$(cut -d. -f2 <<<$KUBERNETES)")
+  done
+  go install -trimpath -ldflags "-s -w ${flags[*]}" "helm.sh/helm/v3/cmd/helm@$HELM"
+}
+
 build_programs() {
   local name sources
   export CGO_ENABLED=0 GOBIN=$BIN
   grep -q "k8s.io/kubernetes v$KUBERNETES" e2e/kube/go.mod || fail "e2e/kube/go.mod is not for Kubernetes $KUBERNETES"
   sources=$(cat e2e/kube/{go.mod,go.sum,main.go} | sha256sum | cut -c1-16)
   build kube "$KUBERNETES $sources" build_kube
-  build helm "$HELM" go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$HELM"
+  build helm "$HELM $KUBERNETES" build_helm
   build coredns "$COREDNS" go install -trimpath -ldflags "-s -w" "github.com/coredns/coredns@$COREDNS"
   for name in etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
     [ "$(readlink "$BIN/$name")" = kube ] || ln -sfn kube "$BIN/$name"

@@ -1,6 +1,6 @@
 //! The command line of `lab`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -9,10 +9,13 @@ use crate::{
     cluster::{self, Cluster, Lock},
     echo, images,
     kube_proxy::KubeProxyMode,
+    kubectl::Kubectl,
     launch,
     progress::Progress,
     proxy, residue,
-    site::{self, NODES, Site},
+    site::{self, Site},
+    walk::{self, Sightings},
+    workloads,
 };
 
 /// The egressnat lab: a real three-node Kubernetes cluster in network namespaces.
@@ -30,6 +33,9 @@ struct Options {
     /// Which cluster; several can be up at once.
     #[arg(long, global = true, default_value = site::LAB)]
     cluster: String,
+    /// Not the lab's cluster, but the one of your own KUBECONFIG, with kubectl and helm of your PATH.
+    #[arg(long, global = true)]
+    external: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,7 +47,11 @@ enum Command {
         kube_proxy: KubeProxyMode,
     },
     /// Remove the cluster and all that belongs to it.
-    Down,
+    Down {
+        /// First wait for the end of standard input: whoever holds the pipe may die as it likes.
+        #[arg(long)]
+        at_end_of_input: bool,
+    },
     /// List what is left of the cluster on this machine; fails when there is something.
     Residue,
     /// Run kube-proxy in this mode on every node, or not at all.
@@ -55,12 +65,12 @@ enum Command {
     /// Build or load container images.
     #[command(subcommand)]
     Images(Images),
-    /// Print a node's IPv4 address.
-    NodeIp {
-        /// 1 is the control plane.
-        #[arg(value_parser = clap::value_parser!(u8).range(1..=3))]
-        number: u8,
-    },
+    /// Ask the echo server from every net-tshoot pod, and show the addresses that it saw.
+    Show,
+    /// Walk through: no policy, IPv4 policy, dual-stack policy, no policy; show and check each.
+    Walk,
+    /// Restart the pods of every Deployment, DaemonSet and StatefulSet.
+    RestartAll,
     /// Print the path of the administrator's kubeconfig.
     Kubeconfig,
     /// Start a service in its place (used by the lab itself).
@@ -111,15 +121,22 @@ impl Cli {
         let progress = Progress::new(false);
         match self.command {
             Command::Up { kube_proxy } => up(&site, kube_proxy, &progress),
-            Command::Down => down(&site, &progress),
+            Command::Down { at_end_of_input } => {
+                if at_end_of_input {
+                    io::copy(&mut io::stdin(), &mut io::sink())?;
+                }
+                down(&site, &progress)
+            }
             Command::Residue => residue(&site),
             Command::KubeProxy { mode } => kube_proxy(&site, mode, &progress),
             Command::Echo => Ok(Cluster::attach(&site)?.start_echo()?),
             Command::Images(command) => command.run(&site, &progress),
-            Command::NodeIp { number } => {
-                println!("{}", NODES[usize::from(number) - 1].v4);
+            Command::Show => {
+                print!("{}", Sightings::take(&self.options.kubectl(&site)?)?);
                 Ok(())
             }
+            Command::Walk => Ok(walk::run(&self.options.kubectl(&site)?, &progress)?),
+            Command::RestartAll => Ok(workloads::restart_all(&self.options.kubectl(&site)?, &progress)?),
             Command::Kubeconfig => {
                 println!("{}", Cluster::attach(&site)?.kubeconfig().display());
                 Ok(())
@@ -132,6 +149,16 @@ impl Cli {
             } => Ok(proxy::run(&netns, target, &port_file)?),
             Command::EchoServer { port } => Ok(echo::run(port)?),
         }
+    }
+}
+
+impl Options {
+    fn kubectl(&self, site: &Site) -> Result<Kubectl> {
+        Ok(if self.external {
+            Kubectl::external()
+        } else {
+            Cluster::attach(site)?.kubectl().clone()
+        })
     }
 }
 

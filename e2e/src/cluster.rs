@@ -25,6 +25,7 @@ use crate::{
 };
 
 const PROXY_DEADLINE: Duration = Duration::from_secs(10);
+const LAUNCH_DEADLINE: Duration = Duration::from_secs(10);
 const COREDNS_MANIFEST: &str = include_str!("../manifests/coredns.yaml");
 const TSHOOT_MANIFEST: &str = include_str!("../manifests/net-tshoot.yaml");
 const ECHO_MANIFEST: &str = include_str!("../manifests/echo.yaml");
@@ -271,6 +272,14 @@ impl Cluster {
 /// # Errors
 /// When something does not go away; the message names it.
 pub fn down(site: &Site) -> Result<()> {
+    // Left by an `up` that was killed: in a moment it is in the control group, and can be ended with it.
+    wait::until("the end of launches under way", LAUNCH_DEADLINE, || {
+        if residue::is_launching(site) {
+            Err("one is still there")
+        } else {
+            Ok(())
+        }
+    })?;
     let cgroup = site.cgroup();
     if !cgroup.folders().is_empty() {
         cgroup.kill()?;
@@ -317,7 +326,7 @@ fn expect_running(service: &crate::site::Service, name: &str) -> Result<()> {
 }
 
 fn start_runtimes(site: &Site) -> Result<()> {
-    let images = images::build_lab()?;
+    let images = images::build_lab(&site.path("images"))?;
     on_every_node(site, |node| {
         node.start_containerd()?;
         images.iter().try_for_each(|image| node.import(image))

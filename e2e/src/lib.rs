@@ -5,11 +5,13 @@
 //! three called after the cluster; [`cluster::down`] removes them in whatever state they are.
 
 pub mod api_server;
+pub mod capture;
 pub mod cgroup;
 pub mod cli;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;
+pub mod dump;
 pub mod echo;
 pub mod error;
 pub mod images;
@@ -24,4 +26,7 @@ pub mod progress;
 pub mod proxy;
 pub mod residue;
 pub mod site;
+pub mod temporary;
 pub mod wait;
+pub mod walk;
+pub mod workloads;

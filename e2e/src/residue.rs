@@ -27,30 +27,44 @@ pub fn find(site: &Site) -> Vec<String> {
     found
 }
 
-/// Processes in the cluster's control groups, and any other that names the cluster's folder or namespaces
-/// in its command line: a service that was being started when its starter was killed.
-fn processes(site: &Site) -> Vec<String> {
-    let folder = format!("{}/", site.folder().display());
-    let control_group = format!("/{}/", site.cluster());
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let path = entry.path();
-        let groups = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
-        let command = fs::read(path.join("cmdline")).unwrap_or_default();
-        if command.is_empty() {
-            continue; // ended, and waiting only for its parent to take notice
-        }
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        let is_launch = command.contains(" launch {") && command.contains(&folder);
-        if groups.contains(&control_group) || is_launch {
-            found.push(format!(
-                "process {} {}",
-                entry.file_name().display(),
-                command.trim()
-            ));
-        }
+/// Whether a service is being started right now, and is not yet in the cluster's control group.
+#[must_use]
+pub fn is_launching(site: &Site) -> bool {
+    running().any(|process| process.launches_for(site))
+}
+
+struct Process {
+    pid: String,
+    groups: String,
+    command: String,
+}
+
+impl Process {
+    fn launches_for(&self, site: &Site) -> bool {
+        self.command.contains(" launch {") && self.command.contains(&format!("{}/", site.folder().display()))
     }
-    found
+}
+
+/// Everything that runs. What has ended and waits only for its parent to take notice has no command line.
+fn running() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let command = fs::read(entry.path().join("cmdline"))
+            .ok()
+            .filter(|command| !command.is_empty())?;
+        Some(Process {
+            pid: entry.file_name().to_string_lossy().into_owned(),
+            groups: fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default(),
+            command: String::from_utf8_lossy(&command).replace('\0', " "),
+        })
+    })
+}
+
+fn processes(site: &Site) -> Vec<String> {
+    let group = format!("/{}/", site.cluster());
+    let ours = running().filter(|process| process.groups.contains(&group) || process.launches_for(site));
+    ours.map(|process| format!("process {} {}", process.pid, process.command.trim()))
+        .collect()
 }
 
 /// Mounts in this mount namespace. Those of the nodes live in namespaces that end with their processes.

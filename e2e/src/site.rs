@@ -129,16 +129,21 @@ impl Site {
     /// The checkout.
     #[must_use]
     pub fn root() -> &'static Path {
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap_or(Path::new("/"))
+    }
+
+    /// Everything that is built or run.
+    #[must_use]
+    pub fn target() -> PathBuf {
+        Self::root().join("target")
     }
 
     /// What all clusters share: programs and images.
     #[must_use]
     pub fn shared() -> PathBuf {
-        Self::root()
-            .canonicalize()
-            .unwrap_or_else(|_| Self::root().to_owned())
-            .join("target/lab")
+        Self::target().join("lab")
     }
 
     /// A program that `setup.sh` built (`kube-apiserver`, `kubectl`, `helm`, ...).

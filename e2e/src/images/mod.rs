@@ -4,9 +4,18 @@
 mod libraries;
 mod oci;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::{command, error::Result, site::Site};
+use serde_json::json;
+
+use crate::{
+    command,
+    error::{Context, Result},
+    site::Site,
+};
 pub use oci::Image;
 
 /// The lab's toolbox: busybox and iperf3. It is the nodes' pause image as well.
@@ -18,42 +27,36 @@ const BUSYBOX: &str = "/bin/busybox";
 /// The operator needs no right on its node; any user other than root will do.
 const OPERATOR_USER: &str = "65532:65532";
 
-/// Builds the images of the lab itself; returns their archives.
+/// Builds the images of the lab itself into a folder; returns their archives.
 ///
 /// # Errors
 /// When a program is not there or an archive cannot be written.
-pub fn build_lab() -> Result<Vec<PathBuf>> {
-    let folder = Site::shared().join("images");
-    let archives = [
-        (toolbox()?, folder.join("toolbox.tar")),
-        (coredns()?, folder.join("coredns.tar")),
-    ];
-    write_all(archives)
+pub fn build_lab(folder: &Path) -> Result<Vec<PathBuf>> {
+    let archives = ["toolbox.tar", "coredns.tar"].map(|name| folder.join(name));
+    toolbox()?.write(&archives[0])?;
+    coredns()?.write(&archives[1])?;
+    Ok(archives.into())
 }
 
-/// Builds the images of the project from the release programs; returns their archives,
-/// `target/images/egressnat-{operator,agent}-VERSION.tar`.
+/// Builds the images of the project from the release programs: the archives
+/// `target/images/egressnat-{operator,agent}-VERSION.tar`, and beside them `values.yaml`, chart values that
+/// name what was built, so that a new image under the old tag restarts the pods. Returns the archives.
 ///
 /// # Errors
-/// When a program is not built or an archive cannot be written.
+/// When a program is not built or a file cannot be written.
 pub fn build_project() -> Result<Vec<PathBuf>> {
     let mut operator = program_image("egressnat-operator")?;
     operator.user = OPERATOR_USER.into();
     let agent = program_image("egressnat-agent")?;
-    write_all([operator, agent].map(|image| {
-        let archive = project_archive(&image.reference);
-        (image, archive)
-    }))
-}
-
-fn write_all<const N: usize>(images: [(Image, PathBuf); N]) -> Result<Vec<PathBuf>> {
-    images
-        .into_iter()
-        .map(|(image, archive)| {
-            image.write(&archive)?;
-            Ok(archive)
-        })
-        .collect()
+    let archives = [&operator, &agent].map(|image| project_archive(&image.reference));
+    let built = |digest| json!({"podAnnotations": {"egressnat.io/image-digest": digest}});
+    let values = json!({
+        "operator": built(operator.write(&archives[0])?),
+        "agent": built(agent.write(&archives[1])?),
+    });
+    let file = images_folder().join("values.yaml");
+    fs::write(&file, format!("{values:#}\n")).context(|| format!("write {}", file.display()))?;
+    Ok(archives.into())
 }
 
 /// docker.io/egressnat/egressnat-agent:0.1.0 -> target/images/egressnat-agent-0.1.0.tar
@@ -63,12 +66,16 @@ fn project_archive(reference: &str) -> PathBuf {
         .next()
         .unwrap_or(reference)
         .replace(':', "-");
-    Site::root().join("target/images").join(format!("{name}.tar"))
+    images_folder().join(format!("{name}.tar"))
+}
+
+fn images_folder() -> PathBuf {
+    Site::target().join("images")
 }
 
 fn program_image(name: &str) -> Result<Image> {
-    let built = Site::root().join("target/release").join(name);
-    let program = format!("/usr/bin/{name}");
+    let built = Site::target().join("release").join(name);
+    let program = format!("/{name}");
     let mut image = Image::new(&format!(
         "docker.io/egressnat/{name}:{}",
         env!("CARGO_PKG_VERSION")

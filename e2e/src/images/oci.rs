@@ -69,11 +69,11 @@ impl Image {
         self.entries.insert(path.into(), Entry::Text(text.to_owned()));
     }
 
-    /// Writes the archive, replacing an older one whole or not at all.
+    /// Writes the archive, replacing an older one whole or not at all; returns the image's digest.
     ///
     /// # Errors
     /// When a file cannot be read or the archive not be written.
-    pub fn write(&self, archive: &Path) -> Result<()> {
+    pub fn write(&self, archive: &Path) -> Result<String> {
         let mut files = BTreeMap::new();
         let layer = blob(
             &mut files,
@@ -97,13 +97,15 @@ impl Image {
             "org.opencontainers.image.ref.name": self.reference,
             "io.containerd.image.name": self.reference,
         });
+        let digest = entry["digest"].as_str().unwrap_or_default().to_owned();
         let index = json!({"schemaVersion": 2, "manifests": [entry]});
         files.insert("index.json".into(), to_bytes(&index));
         files.insert(
             "oci-layout".into(),
             to_bytes(&json!({"imageLayoutVersion": "1.0.0"})),
         );
-        write_archive(archive, files)
+        write_archive(archive, files)?;
+        Ok(digest)
     }
 
     fn config(&self, layer: &Value) -> Value {
