@@ -3,26 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::Link;
 
 /// The node as its kernel shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Facts {
     /// The interface that holds the plan's underlay address, absent where none does.
+    #[serde(default)]
     pub underlay: Option<Underlay>,
     /// The tunnel device, absent while it does not exist.
+    #[serde(default)]
     pub tunnel: Option<Link>,
     /// Every unicast address of the node, those of `lo` included.
+    #[serde(default)]
     pub addresses: BTreeSet<IpAddr>,
     /// The kernel does IPv6.
+    #[serde(default)]
     pub ipv6: bool,
     /// The numbers under which gateways, by underlay address, are in use: a gateway keeps its number, so
     /// that packets on their way are never led to another.
+    #[serde(default)]
     pub gateway_numbers: BTreeMap<IpAddr, u8>,
 }
 
 /// The interface under the tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Underlay {
     /// The interface.
     pub link: Link,

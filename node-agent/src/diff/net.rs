@@ -1,8 +1,9 @@
 //! Steps from the tunnel, routes and rules that are there to those that are wanted.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::model::{Fdb, IpRule, Neighbour, Route, Sysctl, Tunnel};
+use crate::model::{Fdb, IpRule, Neighbour, Net, Route, Sysctl, Tunnel};
 use crate::owned;
 
 /// One of the things that a [`crate::model::Net`] is made of.
@@ -29,6 +30,109 @@ pub enum NetStep {
     Put(NetObject),
     /// Remove it.
     Remove(NetObject),
+}
+
+/// The steps around the nft transaction: what the new ruleset leads to is there before it, what the old one
+/// led to goes after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetChanges {
+    /// Before the transaction.
+    pub before: Vec<NetStep>,
+    /// After it.
+    pub after: Vec<NetStep>,
+}
+
+impl NetChanges {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.after.is_empty()
+    }
+}
+
+/// The steps from `observed` to `desired`.
+pub fn diff(desired: &Net, observed: &Net) -> NetChanges {
+    let Net {
+        tunnel,
+        fdb,
+        neighbours,
+        routes,
+        rules,
+        sysctls,
+    } = desired;
+    let mut before = Vec::new();
+    if let Some(tunnel) = tunnel.as_ref().filter(|t| observed.tunnel.as_ref() != Some(t)) {
+        before.push(NetObject::Tunnel(tunnel.clone()));
+    }
+    before.extend(
+        sysctls
+            .difference(&observed.sysctls)
+            .cloned()
+            .map(NetObject::Sysctl),
+    );
+    before.extend(fdb.difference(&observed.fdb).cloned().map(NetObject::Fdb));
+    before.extend(
+        neighbours
+            .difference(&observed.neighbours)
+            .cloned()
+            .map(NetObject::Neighbour),
+    );
+    before.extend(routes.difference(&observed.routes).cloned().map(NetObject::Route));
+    before.extend(rules.difference(&observed.rules).cloned().map(NetObject::IpRule));
+    NetChanges {
+        before: before.into_iter().map(NetStep::Put).collect(),
+        after: removals(desired, observed)
+            .into_iter()
+            .map(NetStep::Remove)
+            .collect(),
+    }
+}
+
+/// What is there and has no successor: putting replaces what has the same key.
+fn removals(desired: &Net, observed: &Net) -> Vec<NetObject> {
+    let Net {
+        tunnel,
+        fdb,
+        neighbours,
+        routes,
+        rules,
+        sysctls: _,
+    } = observed;
+    let mut gone: Vec<NetObject> = rules
+        .difference(&desired.rules)
+        .cloned()
+        .map(NetObject::IpRule)
+        .collect();
+    let kept: BTreeSet<_> = desired.routes.iter().map(|r| (r.table, r.to)).collect();
+    gone.extend(
+        routes
+            .iter()
+            .filter(|r| !kept.contains(&(r.table, r.to)))
+            .cloned()
+            .map(NetObject::Route),
+    );
+    let kept: BTreeSet<_> = desired.neighbours.iter().map(|n| n.address).collect();
+    gone.extend(
+        neighbours
+            .iter()
+            .filter(|n| !kept.contains(&n.address))
+            .cloned()
+            .map(NetObject::Neighbour),
+    );
+    let kept: BTreeSet<_> = desired.fdb.iter().map(|e| e.mac).collect();
+    gone.extend(
+        fdb.iter()
+            .filter(|e| !kept.contains(&e.mac))
+            .cloned()
+            .map(NetObject::Fdb),
+    );
+    gone.extend(
+        tunnel
+            .iter()
+            .filter(|_| desired.tunnel.is_none())
+            .cloned()
+            .map(NetObject::Tunnel),
+    );
+    gone
 }
 
 impl fmt::Display for NetObject {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::model::{BaseChain, Data, DataType, ElementKey, KeyType, Rule, Set};
+use crate::model::{BaseChain, Chain, Data, DataType, ElementKey, KeyType, Rule, Ruleset, Set};
 use crate::owned;
 
 /// The nft table as the kernel shows it. Rules are known by their tags ([`Rule::tag`]).
@@ -65,6 +65,130 @@ pub enum NftStep {
     DeleteChain(String),
     /// Append a rule to a chain, with its tag as comment.
     AddRule(String, Rule),
+}
+
+/// The steps, in the order in which the kernel takes them in one transaction: what is referred to is made
+/// before what refers to it, and removed after it.
+pub fn diff(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) -> Vec<NftStep> {
+    match (desired, observed) {
+        (None, None) => Vec::new(),
+        (None, Some(_)) => vec![NftStep::DeleteTable],
+        (Some(desired), None) => changes(desired, &ObservedTable::default(), vec![NftStep::AddTable]),
+        (Some(desired), Some(observed)) if replaces_types(desired, observed) => changes(
+            desired,
+            &ObservedTable::default(),
+            vec![NftStep::DeleteTable, NftStep::AddTable],
+        ),
+        (Some(desired), Some(observed)) => changes(desired, observed, Vec::new()),
+    }
+}
+
+/// Whether a set changes its type or a chain its hook, which no step can do: the table is then made anew.
+fn replaces_types(desired: &Ruleset, observed: &ObservedTable) -> bool {
+    let sets = desired
+        .sets
+        .iter()
+        .any(|(name, set)| observed.sets.get(name).is_some_and(|o| !o.same_type(set)));
+    let chains = desired
+        .chains
+        .iter()
+        .any(|(name, chain)| observed.chains.get(name).is_some_and(|o| o.base != chain.base));
+    sets || chains
+}
+
+fn changes(desired: &Ruleset, observed: &ObservedTable, mut steps: Vec<NftStep>) -> Vec<NftStep> {
+    let Ruleset {
+        counters,
+        sets,
+        chains,
+    } = desired;
+    let new_counters = counters.iter().filter(|c| !observed.counters.contains_key(*c));
+    steps.extend(new_counters.map(|c| NftStep::AddCounter(c.clone())));
+    let new_chains = chains
+        .iter()
+        .filter(|(name, _)| !observed.chains.contains_key(*name));
+    steps.extend(new_chains.map(|(name, chain)| NftStep::AddChain(name.clone(), chain.base)));
+    let new_sets = sets.iter().filter(|(name, _)| !observed.sets.contains_key(*name));
+    steps.extend(new_sets.map(|(name, set)| NftStep::AddSet(name.clone(), set.into())));
+    for (name, chain) in chains {
+        chain_changes(name, chain, observed.chains.get(name), &mut steps);
+    }
+    let gone_chains = || observed.chains.keys().filter(|name| !chains.contains_key(*name));
+    steps.extend(gone_chains().map(|name| NftStep::FlushChain(name.clone())));
+    for (name, set) in sets {
+        element_changes(name, set, observed.sets.get(name), &mut steps);
+    }
+    let gone_sets = observed.sets.keys().filter(|name| !sets.contains_key(*name));
+    steps.extend(gone_sets.map(|name| NftStep::DeleteSet(name.clone())));
+    steps.extend(gone_chains().map(|name| NftStep::DeleteChain(name.clone())));
+    let gone_counters = observed.counters.keys().filter(|name| !counters.contains(*name));
+    steps.extend(gone_counters.map(|name| NftStep::DeleteCounter(name.clone())));
+    steps
+}
+
+fn chain_changes(name: &str, desired: &Chain, observed: Option<&ObservedChain>, steps: &mut Vec<NftStep>) {
+    let tags = observed.map(|o| o.tags.as_slice()).unwrap_or_default();
+    if desired.rules.iter().map(Rule::tag).eq(tags.iter().cloned()) {
+        return;
+    }
+    if !tags.is_empty() {
+        steps.push(NftStep::FlushChain(name.into()));
+    }
+    steps.extend(
+        desired
+            .rules
+            .iter()
+            .map(|rule| NftStep::AddRule(name.into(), rule.clone())),
+    );
+}
+
+/// Removals come first: a key with another value is taken out and put in again, within the transaction.
+fn element_changes(name: &str, desired: &Set, observed: Option<&Set>, steps: &mut Vec<NftStep>) {
+    let nothing = BTreeMap::new();
+    let there = observed.map_or(&nothing, |o| &o.elements);
+    let not_in =
+        |other: &BTreeMap<ElementKey, Data>, (key, data): &(&ElementKey, &Data)| other.get(key) != Some(data);
+    let owned = |(key, data): (&ElementKey, &Data)| (*key, data.clone());
+    let gone: Vec<_> = there
+        .iter()
+        .filter(|e| not_in(&desired.elements, e))
+        .map(owned)
+        .collect();
+    let new: Vec<_> = desired
+        .elements
+        .iter()
+        .filter(|e| not_in(there, e))
+        .map(owned)
+        .collect();
+    if !gone.is_empty() {
+        steps.push(NftStep::DeleteElements(name.into(), desired.into(), gone));
+    }
+    if !new.is_empty() {
+        steps.push(NftStep::AddElements(name.into(), desired.into(), new));
+    }
+}
+
+impl From<&Ruleset> for ObservedTable {
+    /// What the kernel shows once it holds the ruleset.
+    fn from(ruleset: &Ruleset) -> Self {
+        let Ruleset {
+            counters,
+            sets,
+            chains,
+        } = ruleset;
+        let observed = |chain: &Chain| ObservedChain {
+            base: chain.base,
+            tags: chain.rules.iter().map(Rule::tag).collect(),
+        };
+        Self {
+            counters: counters.iter().map(|c| (c.clone(), (0, 0))).collect(),
+            sets: sets.clone(),
+            chains: chains
+                .iter()
+                .map(|(name, chain)| (name.clone(), observed(chain)))
+                .collect(),
+        }
+    }
 }
 
 impl From<&Set> for SetType {

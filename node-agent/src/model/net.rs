@@ -222,10 +222,11 @@ impl fmt::Display for Neighbour {
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { table, to, kind } = self;
-        let to = match (to.prefix_len(), to) {
-            (0, IpNet::V6(_)) => "-6 default".to_string(),
-            (0, IpNet::V4(_)) => "default".to_string(),
-            (_, to) => to.to_string(),
+        let ip = if to.addr().is_ipv6() { "ip -6" } else { "ip" };
+        let to = if to.prefix_len() == 0 {
+            "default".to_string()
+        } else {
+            to.to_string()
         };
         match kind {
             RouteKind::Tunnel { via } => {
@@ -236,11 +237,11 @@ impl fmt::Display for Route {
                 };
                 write!(
                     f,
-                    "ip route add {to} via {via} dev {} onlink table {table}",
+                    "{ip} route add {to} via {via} dev {} onlink table {table}",
                     owned::TUNNEL
                 )
             }
-            RouteKind::Throw => write!(f, "ip route add throw {to} table {table}"),
+            RouteKind::Throw => write!(f, "{ip} route add throw {to} table {table}"),
         }
     }
 }

@@ -4,9 +4,10 @@ use std::fmt;
 
 use egressnat_crds::plan::Family;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// A link whose index is known. Rules compare the index, which costs less than the name for each packet.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Link {
     /// The link's name, for people.
     pub name: String,

@@ -1,0 +1,120 @@
+//! The gateway role: what peers send here.
+
+use egressnat_crds::plan::Peer;
+
+use super::table::*;
+use super::{Context, FAMILIES, digit};
+use crate::model::{Cmp, Data, DataType, ElementKey, Key, KeyType, MacAddr, Rule, Ruleset, Statement};
+use crate::owned::{self, Drop, GBP_ID_MASK, RoutingMark};
+
+/// Up to how many ranges of a peer are compared one by one; above, a set is looked up.
+const INLINE_RANGES: usize = 4;
+
+impl Context<'_> {
+    /// Everything of the gateway role: SNAT for all, and with a tunnel, what comes out of it.
+    pub(super) fn gateway(&self, table: &mut Ruleset) {
+        self.addresses(table);
+        if self.tunnel.is_some() {
+            self.peers(table);
+            self.tunnel_ids(table);
+        }
+        if self.serves_peers() {
+            table.chain(
+                "reply",
+                vec![rule([self.set_routing_mark(RoutingMark::Reply), accept()])],
+            );
+        }
+    }
+
+    /// `id -> address`. An address that the node does not hold is left out: its packets are dropped.
+    fn addresses(&self, table: &mut Ruleset) {
+        for family in FAMILIES {
+            let (_, data) = address_type(family);
+            let elements = self.plan.policies.iter().flat_map(|policy| {
+                let addresses = policy.gateway.iter().flat_map(|g| &g.addresses);
+                let held =
+                    addresses.filter(move |a| family == (**a).into() && self.facts.addresses.contains(a));
+                held.map(|a| (ElementKey::Mark(owned::ct_mark(policy.id)), Data::Addr(*a)))
+            });
+            table.hash(format!("snat{}", digit(family)), KeyType::Mark, data, elements);
+        }
+    }
+
+    /// A chain per peer, found by its MAC address, with the inner sources it may send.
+    fn peers(&self, table: &mut Ruleset) {
+        let chain = |peer: &Peer| {
+            format!(
+                "peer_{}",
+                MacAddr::of_underlay(peer.underlay).to_string().replace(':', "")
+            )
+        };
+        let elements = self.plan.peers.iter().map(|peer| {
+            (
+                ElementKey::Mac(MacAddr::of_underlay(peer.underlay)),
+                goto_data(chain(peer)),
+            )
+        });
+        table.hash("peers", KeyType::EtherAddr, DataType::Verdict, elements);
+        for peer in &self.plan.peers {
+            let name = chain(peer);
+            let mut rules = source_rules(table, &name, peer);
+            rules.push(drop_rule(Drop::Spoofed));
+            table.chain(name, rules);
+        }
+    }
+
+    /// `id in the tunnel's header -> chain`, and per policy the chain that saves the id.
+    fn tunnel_ids(&self, table: &mut Ruleset) {
+        let served = || {
+            self.plan
+                .policies
+                .iter()
+                .filter(|p| p.gateway.is_some())
+                .map(|p| p.id)
+        };
+        let elements = served().map(|id| (ElementKey::Mark(id.into()), goto_data(format!("in_{id}"))));
+        table.hash("tunnel_ids", KeyType::Mark, DataType::Verdict, elements);
+        table.chain(
+            "tunnel_id",
+            vec![
+                rule([Statement::Vmap(Key::MetaMark(GBP_ID_MASK), "tunnel_ids".into())]),
+                drop_rule(Drop::UnknownId),
+            ],
+        );
+        for id in served() {
+            table.chain(
+                format!("in_{id}"),
+                vec![
+                    rule([ct_mark(Cmp::Eq, owned::ct_mark(id)), goto("leave")]),
+                    // Another policy's translation is bound to this connection: it would leave with that address.
+                    drop_if([has_id()], Drop::Stale),
+                    rule([save_id(id), goto("leave")]),
+                ],
+            );
+        }
+        table.chain("leave", vec![rule([self.leave_mark(), accept()])]);
+    }
+}
+
+/// The rules that let a peer's own inner sources pass.
+fn source_rules(table: &mut Ruleset, chain: &str, peer: &Peer) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in FAMILIES {
+        let ranges: Vec<_> = peer.ranges.iter().filter(|r| family == r.addr().into()).collect();
+        if ranges.len() <= INLINE_RANGES {
+            rules.extend(
+                ranges
+                    .iter()
+                    .map(|r| rule([Statement::SaddrIn(**r), goto("tunnel_id")])),
+            );
+        } else {
+            let name = format!("{chain}_{}", digit(family));
+            let elements = ranges
+                .iter()
+                .map(|r| (ElementKey::Range((**r).into()), Data::None));
+            table.intervals(name.clone(), address_type(family).0, DataType::None, elements);
+            rules.push(rule([Statement::In(Key::Saddr(family), name), goto("tunnel_id")]));
+        }
+    }
+    rules
+}

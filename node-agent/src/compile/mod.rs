@@ -1,0 +1,194 @@
+//! From a plan and the facts of the node to the desired state of its kernel. Pure.
+//!
+//! The chains, in the order in which a packet meets them (`ARCHITECTURE.md` has its whole journey):
+//!
+//! ```text
+//! raw_prerouting, raw_output   the tunnel's own UDP is not tracked
+//! input -> tunnel_input        the tunnel's port is for peers only
+//! prerouting -> from_tunnel    out of the tunnel: peer, inner source and id are checked
+//!            -> decided        a connection with an id: to its gateway, or back by the tunnel
+//!            -> selected       a selected pod's new connection: profile, destination, id
+//! forward -> captured          the id goes on the wire, MSS fits the tunnel, no other door
+//! postrouting -> keep_source   into the tunnel with the pod's address
+//!             -> egress        out with the policy's address
+//! ```
+
+mod gateway;
+mod net;
+mod numbering;
+mod shared;
+mod source;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_crds::plan::{EgressPlanSpec, Family, Peer};
+
+use crate::facts::Facts;
+use crate::model::{Desired, Link, MacAddr, Tunnel};
+use crate::owned::{Numbers, RoutingMark};
+
+/// Why a plan cannot be compiled on this node.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CompileError {
+    /// The plan contradicts itself.
+    #[error("failed to read the plan: {0}")]
+    PlanInvalid(String),
+    /// The plan has peers, but this node does not hold its underlay address.
+    #[error(
+        "no interface of this node holds {0}, the address that peers would send to: check the Node's InternalIP"
+    )]
+    UnderlayMissing(IpAddr),
+    /// The plan has peers but names no underlay address: the Node has no InternalIP.
+    #[error("the plan names no underlay address: the Node object has no InternalIP")]
+    UnderlayUnknown,
+    /// The tunnel is needed and is not there yet.
+    #[error("the tunnel device {} is not there", crate::owned::TUNNEL)]
+    TunnelMissing,
+    /// More gateways than routing marks.
+    #[error("the plan uses {0} gateways, this node can use {max}", max = RoutingMark::MAX_GATEWAY)]
+    TooManyGateways(usize),
+}
+
+impl CompileError {
+    /// The error's category: metric label and reason of the plan's condition.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::PlanInvalid(_) => "PlanInvalid",
+            Self::UnderlayMissing(_) | Self::UnderlayUnknown => "UnderlayMissing",
+            Self::TunnelMissing => "TunnelMissing",
+            Self::TooManyGateways(_) => "TooManyGateways",
+        }
+    }
+}
+
+/// What the node's kernel has to hold for `plan`. The tunnel must be there where the plan needs one: put
+/// [`tunnel`] first, then observe the facts again.
+pub fn compile(
+    plan: &EgressPlanSpec,
+    node: &str,
+    facts: &Facts,
+    numbers: &Numbers,
+) -> Result<Desired, CompileError> {
+    let device = tunnel(plan, facts, numbers)?;
+    let link = match (&device, &facts.tunnel) {
+        (Some(_), Some(link)) => Some(link.clone()),
+        (Some(_), None) => return Err(CompileError::TunnelMissing),
+        (None, _) => None,
+    };
+    let context = Context::new(plan, node, facts, numbers, device, link)?;
+    let ruleset = (!plan.policies.is_empty() || !plan.peers.is_empty())
+        .then(|| context.ruleset())
+        .transpose()?;
+    Ok(Desired {
+        ruleset,
+        net: net::compile(&context),
+        missing: context.missing(),
+    })
+}
+
+/// The tunnel device that `plan` needs: none where the node has no peers.
+pub fn tunnel(
+    plan: &EgressPlanSpec,
+    facts: &Facts,
+    numbers: &Numbers,
+) -> Result<Option<Tunnel>, CompileError> {
+    if plan.peers.is_empty() {
+        return Ok(None);
+    }
+    let local = plan.underlay.ok_or(CompileError::UnderlayUnknown)?;
+    let underlay = facts
+        .underlay
+        .as_ref()
+        .ok_or(CompileError::UnderlayMissing(local))?;
+    Ok(Some(Tunnel {
+        underlay: underlay.link.clone(),
+        local,
+        vni: numbers.vni,
+        port: numbers.port,
+        mtu: underlay.mtu.saturating_sub(net::overhead(local)),
+        mac: MacAddr::of_underlay(local),
+    }))
+}
+
+/// What every part of the compilation looks at.
+struct Context<'a> {
+    plan: &'a EgressPlanSpec,
+    node: &'a str,
+    facts: &'a Facts,
+    numbers: &'a Numbers,
+    /// The tunnel device and its link, where the node has peers.
+    tunnel: Option<(Tunnel, Link)>,
+    peers: BTreeMap<&'a str, &'a Peer>,
+    /// The number of each gateway in use, by node.
+    gateways: BTreeMap<&'a str, u8>,
+}
+
+impl<'a> Context<'a> {
+    fn new(
+        plan: &'a EgressPlanSpec,
+        node: &'a str,
+        facts: &'a Facts,
+        numbers: &'a Numbers,
+        tunnel: Option<Tunnel>,
+        link: Option<Link>,
+    ) -> Result<Self, CompileError> {
+        let peers: BTreeMap<&str, &Peer> = plan.peers.iter().map(|p| (p.node.as_str(), p)).collect();
+        if let Some(peer) = plan.peers.iter().find(|p| Some(p.underlay) == plan.underlay) {
+            return Err(CompileError::PlanInvalid(format!(
+                "peer {} has this node's own address",
+                peer.node
+            )));
+        }
+        let mut used = BTreeMap::new();
+        for source in plan.policies.iter().filter_map(|p| p.source.as_ref()) {
+            if let Some(gateway) = source.gateway.as_deref().filter(|g| *g != node) {
+                let peer = peers.get(gateway).ok_or_else(|| {
+                    CompileError::PlanInvalid(format!("gateway {gateway} is not among the peers"))
+                })?;
+                used.insert(gateway, peer.underlay);
+            }
+        }
+        let gateways = numbering::assign(&used, &facts.gateway_numbers)?;
+        Ok(Self {
+            plan,
+            node,
+            facts,
+            numbers,
+            tunnel: tunnel.zip(link),
+            peers,
+            gateways,
+        })
+    }
+
+    /// Egress addresses that this node should hold and does not.
+    fn missing(&self) -> BTreeSet<IpAddr> {
+        self.plan
+            .policies
+            .iter()
+            .filter_map(|p| p.gateway.as_ref())
+            .flat_map(|g| &g.addresses)
+            .filter(|a| !self.facts.addresses.contains(a))
+            .copied()
+            .collect()
+    }
+
+    fn link(&self) -> Option<&Link> {
+        self.tunnel.as_ref().map(|(_, link)| link)
+    }
+}
+
+/// Both families, in the order of all output.
+const FAMILIES: [Family; 2] = [Family::IPv4, Family::IPv6];
+
+/// The suffix of sets and maps that exist once per family.
+fn digit(family: Family) -> char {
+    match family {
+        Family::IPv4 => '4',
+        Family::IPv6 => '6',
+    }
+}
+
+#[cfg(test)]
+mod tests;

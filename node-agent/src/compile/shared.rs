@@ -1,0 +1,243 @@
+//! Base chains, and what source and gateway share.
+
+use crate::model::{
+    ChainKind, Cmp, Data, DataType, Direction, ElementKey, Hook, Key, Rule, Ruleset, Statement,
+};
+use crate::model::{Tunnel, rule::Masked};
+use crate::owned::{Drop, GBP_MASK, RoutingMark};
+
+use super::table::*;
+use super::{CompileError, Context, FAMILIES, digit};
+
+/// Hook priorities. Raw: before conntrack. Filter: right after DNAT at -100, so that a Service's address is
+/// judged by what it leads to. NAT: before every CNI's masquerade, none of which is known below 90.
+const RAW: i32 = -300;
+const FILTER: i32 = -90;
+const INPUT: i32 = -10;
+const NAT: i32 = 50;
+
+/// Length of IP and TCP headers, by which the MSS is below the MTU (RFC 9293, section 3.7.1).
+const HEADERS: [u32; 2] = [40, 60];
+
+impl Context<'_> {
+    /// The whole table.
+    pub(super) fn ruleset(&self) -> Result<Ruleset, CompileError> {
+        let counters = Drop::ALL.iter().map(|d| d.counter().to_string()).collect();
+        let mut table = Ruleset {
+            counters,
+            ..Ruleset::default()
+        };
+        self.base_chains(&mut table);
+        self.forward(&mut table);
+        self.postrouting(&mut table);
+        self.source(&mut table)?;
+        if let Some((tunnel, _)) = &self.tunnel {
+            self.tunnel_port(&mut table, tunnel);
+            out_of_tunnel(&mut table);
+        }
+        self.gateway(&mut table);
+        Ok(table)
+    }
+
+    fn base_chains(&self, table: &mut Ruleset) {
+        let mut rules = Vec::new();
+        if let Some(link) = self.link() {
+            rules.push(rule([iif(link), goto("from_tunnel")]));
+        }
+        rules.push(rule([has_id(), goto("decided")]));
+        for family in FAMILIES {
+            let pods = format!("pods{}", digit(family));
+            rules.push(rule([Statement::In(Key::Saddr(family), pods), goto("selected")]));
+        }
+        table.base("prerouting", ChainKind::Filter, Hook::Prerouting, FILTER, rules);
+
+        let reply = if self.serves_peers() {
+            goto("reply")
+        } else {
+            accept()
+        };
+        let to_original = rule([Statement::CtDirection(Direction::Reply), reply]);
+        table.chain("decided", vec![to_original, rule([goto("route")])]);
+        let mut route: Vec<Rule> = FAMILIES
+            .iter()
+            .map(|f| {
+                rule([
+                    Statement::NfProto(*f),
+                    Statement::Vmap(id_key(), format!("ids{}", digit(*f))),
+                ])
+            })
+            .collect();
+        route.push(drop_rule(Drop::NoGateway));
+        table.chain("route", route);
+        table.chain(
+            "local",
+            vec![rule([self.set_routing_mark(RoutingMark::Local), accept()])],
+        );
+    }
+
+    /// On the way out: into the tunnel with the id as mark, or by this node if the routing mark says so.
+    fn forward(&self, table: &mut Ruleset) {
+        table.base(
+            "forward",
+            ChainKind::Filter,
+            Hook::Forward,
+            FILTER,
+            vec![rule([has_id(), goto("captured")])],
+        );
+        let mut captured = Vec::new();
+        if let Some((tunnel, link)) = &self.tunnel {
+            captured.push(rule([oif(link), goto("to_tunnel")]));
+            captured.extend(clamp(tunnel).map(|c| rule([iif(link), c])));
+            let mut to_tunnel: Vec<Rule> = clamp(tunnel).map(|c| rule([c])).into();
+            let no_id = Statement::SetMetaMark { keep: 0, bits: 0 };
+            to_tunnel.push(rule([Statement::CtDirection(Direction::Reply), no_id, accept()]));
+            // The routing mark must be gone before the device looks up the outer route, or the packet loops.
+            to_tunnel.push(rule([id_to_wire(), accept()]));
+            table.chain("to_tunnel", to_tunnel);
+        }
+        let unmark = Statement::SetMetaMark {
+            keep: !self.numbers.mark_mask,
+            bits: 0,
+        };
+        let local = self.numbers.mark(RoutingMark::Local);
+        let elsewhere = Statement::MetaMark(Masked {
+            mask: self.numbers.mark_mask,
+            cmp: Cmp::Ne,
+            value: local,
+        });
+        captured.push(rule([
+            Statement::CtDirection(Direction::Reply),
+            unmark.clone(),
+            accept(),
+        ]));
+        captured.push(drop_if([elsewhere], Drop::WrongDoor));
+        captured.push(rule([unmark, accept()]));
+        table.chain("captured", captured);
+    }
+
+    /// NAT: a binding of ours comes first, so that no later masquerade applies.
+    fn postrouting(&self, table: &mut Ruleset) {
+        let mut rules = Vec::new();
+        if let Some(link) = self.link() {
+            rules.push(rule([oif(link), goto("keep_source")]));
+            table.chain(
+                "keep_source",
+                FAMILIES.map(|f| rule([Statement::SnatToSaddr(f)])).into(),
+            );
+        }
+        rules.push(rule([has_id(), goto("egress")]));
+        table.base("postrouting", ChainKind::Nat, Hook::Postrouting, NAT, rules);
+        let mut egress = Vec::new();
+        for family in FAMILIES {
+            let as_node = Statement::In(id_key(), format!("as_node{}", digit(family)));
+            egress.push(rule([Statement::NfProto(family), as_node, accept()]));
+        }
+        for family in FAMILIES {
+            egress.push(rule([Statement::SnatMap(
+                family,
+                id_key(),
+                format!("snat{}", digit(family)),
+            )]));
+        }
+        egress.push(drop_rule(Drop::NoAddress));
+        table.chain("egress", egress);
+    }
+
+    /// The tunnel's UDP is for peers only, and conntrack need not know of it.
+    fn tunnel_port(&self, table: &mut Ruleset, tunnel: &Tunnel) {
+        let port = Statement::UdpDport(tunnel.port);
+        let peers =
+            |family, key: fn(_) -> Key| Statement::In(key(family), format!("underlay{}", digit(family)));
+        for family in FAMILIES {
+            let of_family = self
+                .plan
+                .peers
+                .iter()
+                .map(|p| p.underlay)
+                .filter(|a| family == (*a).into());
+            let elements = of_family.map(|a| (ElementKey::Addr(a), Data::None));
+            table.hash(
+                format!("underlay{}", digit(family)),
+                address_type(family).0,
+                DataType::None,
+                elements,
+            );
+        }
+        let underlay = iif(&tunnel.underlay);
+        let from = FAMILIES.map(|f| {
+            rule([
+                underlay.clone(),
+                port.clone(),
+                peers(f, Key::Saddr),
+                Statement::Notrack,
+            ])
+        });
+        table.base(
+            "raw_prerouting",
+            ChainKind::Filter,
+            Hook::Prerouting,
+            RAW,
+            from.into(),
+        );
+        let to = FAMILIES.map(|f| rule([port.clone(), peers(f, Key::Daddr), Statement::Notrack]));
+        table.base("raw_output", ChainKind::Filter, Hook::Output, RAW, to.into());
+        let input = vec![rule([port, goto("tunnel_input")])];
+        table.base("input", ChainKind::Filter, Hook::Input, INPUT, input);
+        let mut tunnel_input: Vec<Rule> = FAMILIES.map(|f| rule([peers(f, Key::Saddr), accept()])).into();
+        tunnel_input.push(drop_rule(Drop::NotPeer));
+        table.chain("tunnel_input", tunnel_input);
+    }
+
+    /// Replaces the routing mark.
+    pub(super) fn set_routing_mark(&self, mark: RoutingMark) -> Statement {
+        Statement::SetMetaMark {
+            keep: !self.numbers.mark_mask,
+            bits: self.numbers.mark(mark),
+        }
+    }
+
+    /// Clears what the tunnel's header left in the packet mark and sets the routing mark.
+    pub(super) fn leave_mark(&self) -> Statement {
+        let bits = self.numbers.mark(RoutingMark::Local);
+        Statement::SetMetaMark {
+            keep: !(self.numbers.mark_mask | GBP_MASK),
+            bits,
+        }
+    }
+
+    /// Whether this node is the gateway of a peer's pods.
+    pub(super) fn serves_peers(&self) -> bool {
+        self.tunnel.is_some() && self.plan.peers.iter().any(|p| !p.ranges.is_empty())
+    }
+}
+
+/// What comes out of the tunnel: replies to this node's pods, and peers' packets for this gateway.
+fn out_of_tunnel(table: &mut Ruleset) {
+    let from_peer = Statement::In(Key::EtherSaddr, "peers".into());
+    table.chain(
+        "from_tunnel",
+        vec![
+            drop_if([Statement::CtUnplaced], Drop::Unplaced),
+            rule([
+                Statement::CtDirection(Direction::Reply),
+                from_peer,
+                goto("tunnel_reply"),
+            ]),
+            rule([Statement::Vmap(Key::EtherSaddr, "peers".into())]),
+            drop_rule(Drop::NotPeer),
+        ],
+    );
+    let unmark = Statement::SetMetaMark {
+        keep: !GBP_MASK,
+        bits: 0,
+    };
+    let stray = drop_if([ct_mark(Cmp::Eq, 0)], Drop::StrayReply);
+    table.chain("tunnel_reply", vec![stray, rule([unmark, accept()])]);
+}
+
+/// MSS to the tunnel's MTU, for each family. Both directions pass: clamping one alone leaves the other
+/// hanging where ICMP is blocked.
+fn clamp(tunnel: &Tunnel) -> [Statement; 2] {
+    let size = |headers| u16::try_from(tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+    [0, 1].map(|i| Statement::ClampMss(FAMILIES[i], size(HEADERS[i])))
+}

@@ -1,0 +1,197 @@
+//! Which connections a change concerns.
+//!
+//! New decisions must not wait for old connections: those whose verdict changes are forgotten by conntrack,
+//! so that their next packet is judged anew. Those whose verdict stays are not touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_crds::plan::{EgressPlanSpec, Profile};
+
+use super::nft::ObservedTable;
+use crate::model::{Data, ElementKey, Rule, Ruleset, Verdict};
+use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT};
+
+type Elements = BTreeMap<ElementKey, Data>;
+
+/// What has to be looked at in conntrack after a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Concerned {
+    /// Pods whose verdicts may differ: of their connections, those that [`Verdicts`] contradicts go.
+    pub sources: BTreeSet<IpAddr>,
+    /// Policies whose translation differs: all their connections go.
+    pub ids: BTreeSet<u16>,
+}
+
+impl Concerned {
+    /// Whether no connection can be concerned.
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.ids.is_empty()
+    }
+}
+
+/// What the change from `observed` to `desired` concerns.
+pub fn concerned(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) -> Concerned {
+    let (no_ruleset, no_table) = (Ruleset::default(), ObservedTable::default());
+    let change = Change {
+        old: observed.unwrap_or(&no_table),
+        new: desired.unwrap_or(&no_ruleset),
+    };
+    let mut concerned = Concerned::default();
+    for family in ['4', '6'] {
+        change.sources(family, &mut concerned.sources);
+        change.ids(family, &mut concerned.ids);
+    }
+    concerned
+}
+
+struct Change<'a> {
+    old: &'a ObservedTable,
+    new: &'a Ruleset,
+}
+
+/// How a policy's packets are translated on this node. Which peer they go to makes no difference: the
+/// connection moves with the policy.
+#[derive(PartialEq, Eq)]
+enum Way {
+    Tunnel,
+    Here,
+    AsNode,
+    Nowhere,
+}
+
+impl Change<'_> {
+    /// Pods that came, went, or have other destinations.
+    fn sources(&self, family: char, concerned: &mut BTreeSet<IpAddr>) {
+        let (old, new) = self.elements(&format!("pods{family}"));
+        let (old_cluster, new_cluster) = self.elements(&format!("cluster{family}"));
+        let cluster_differs = old_cluster != new_cluster;
+        let profiles = self.changed_profiles();
+        let stays = |key: &ElementKey, data: &Data| match data {
+            Data::Mark(profile) => {
+                !cluster_differs && !profiles.contains(profile) && old.get(key) == Some(data)
+            }
+            _ => false,
+        };
+        let came_or_differs = new
+            .iter()
+            .filter(|(key, data)| !stays(key, data))
+            .map(|(key, _)| key);
+        let went = old.keys().filter(|key| !new.contains_key(key));
+        concerned.extend(came_or_differs.chain(went).filter_map(|key| match key {
+            ElementKey::Addr(address) => Some(*address),
+            _ => None,
+        }));
+    }
+
+    /// Maps are named by their content, so that a profile's rules differ when its verdicts do.
+    fn changed_profiles(&self) -> BTreeSet<u32> {
+        let rules = |id: &u32| {
+            self.new
+                .chains
+                .get(&format!("prof_{id}"))
+                .map(|c| c.rules.iter().map(Rule::tag))
+        };
+        let was = |id: &u32| {
+            self.old
+                .chains
+                .get(&format!("prof_{id}"))
+                .map(|c| c.tags.iter().cloned())
+        };
+        let (_, profiles) = self.elements("profiles");
+        profiles
+            .keys()
+            .filter_map(|key| match key {
+                ElementKey::Mark(id) => Some(*id),
+                _ => None,
+            })
+            .filter(|id| match (rules(id), was(id)) {
+                (Some(new), Some(old)) => !new.eq(old),
+                _ => true,
+            })
+            .collect()
+    }
+
+    /// Policies whose packets left by some way, and now leave otherwise or not at all.
+    fn ids(&self, family: char, concerned: &mut BTreeSet<u16>) {
+        let (old, new) = self.elements(&format!("ids{family}"));
+        let (old_as_node, new_as_node) = self.elements(&format!("as_node{family}"));
+        let differs = |key: &&ElementKey| way(old, old_as_node, key) != way(new, new_as_node, key);
+        concerned.extend(old.keys().filter(differs).filter_map(id_of));
+        let (old, new) = self.elements(&format!("snat{family}"));
+        concerned.extend(
+            old.iter()
+                .filter(|(key, data)| new.get(key) != Some(data))
+                .filter_map(|(key, _)| id_of(key)),
+        );
+    }
+
+    fn elements(&self, set: &str) -> (&Elements, &Elements) {
+        static NONE: Elements = Elements::new();
+        let old = self.old.sets.get(set).map_or(&NONE, |s| &s.elements);
+        (old, self.new.sets.get(set).map_or(&NONE, |s| &s.elements))
+    }
+}
+
+fn way(ids: &Elements, as_node: &Elements, id: &ElementKey) -> Way {
+    match ids.get(id) {
+        Some(Data::Verdict(Verdict::Goto(chain))) if chain != "local" => Way::Tunnel,
+        Some(_) if as_node.contains_key(id) => Way::AsNode,
+        Some(_) => Way::Here,
+        None => Way::Nowhere,
+    }
+}
+
+fn id_of(key: &ElementKey) -> Option<u16> {
+    match key {
+        ElementKey::Mark(mark) => u16::try_from((mark & CT_MARK_MASK) >> CT_MARK_SHIFT).ok(),
+        _ => None,
+    }
+}
+
+/// What a plan says of each of its pods' destinations.
+#[derive(Debug)]
+pub struct Verdicts<'a> {
+    plan: &'a EgressPlanSpec,
+    profiles: BTreeMap<u32, &'a Profile>,
+    pods: BTreeMap<IpAddr, u32>,
+}
+
+impl<'a> Verdicts<'a> {
+    /// The verdicts of `plan`.
+    pub fn new(plan: &'a EgressPlanSpec) -> Self {
+        let pods = plan
+            .pods
+            .iter()
+            .flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.profile)))
+            .collect();
+        Self {
+            plan,
+            profiles: plan.profiles.iter().map(|p| (p.id, p)).collect(),
+            pods,
+        }
+    }
+
+    /// The id of the policy that applies to packets from `source` to `destination`, 0 where none does.
+    pub fn id(&self, source: IpAddr, destination: IpAddr) -> u16 {
+        let Some(profile) = self.pods.get(&source).and_then(|p| self.profiles.get(p)) else {
+            return 0;
+        };
+        if self.plan.cluster.iter().any(|range| range.contains(destination)) {
+            return 0;
+        }
+        let after = profile
+            .destinations
+            .partition_point(|d| d.range.first() <= destination);
+        let before = after.checked_sub(1).and_then(|i| profile.destinations.get(i));
+        before
+            .filter(|d| d.range.contains(destination))
+            .map_or(0, |d| d.policy)
+    }
+
+    /// Whether a connection from `source` to `destination` that carries this connection mark was decided
+    /// otherwise than it would be now.
+    pub fn contradicts(&self, source: IpAddr, destination: IpAddr, ct_mark: u32) -> bool {
+        u32::from(self.id(source, destination)) != (ct_mark & CT_MARK_MASK) >> CT_MARK_SHIFT
+    }
+}
