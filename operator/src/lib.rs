@@ -1,1 +1,67 @@
-//! egressnat-operator
+//! egressnat-operator: makes one EgressPlan per node of all EgressNATPolicies.
+//!
+//! ```text
+//! watches --> store (World) --> plan (pure) --> apply: plans that differ
+//!                                          \--> status: policy statuses that differ, Events
+//! ```
+//!
+//! - [`watch`] turns each kind's events into changes, by [`convert`] and [`wire`]; [`store`] keeps them as a
+//!   [`world::World`] of plain values. A policy's spec is parsed once, on the way in ([`valid`]).
+//! - [`plan`] makes everything that follows from the world: no client, no clock, no order of events.
+//! - [`controller`] is the loop, and the only writer. It writes nothing before every watch has synced, nothing
+//!   while another process leads ([`leader`]), and only what differs ([`apply`], [`mod@status`], [`events`]).
+//!
+//! # Decisions
+//!
+//! - **A spec that becomes invalid** leaves the last accepted one in force, for as long as this process lives.
+//!   After a restart that one is not known any more; then the same pods are captured without a gateway, so
+//!   that their packets meet `noGateway` (by default: are dropped) instead of leaving with an address that
+//!   nobody chose. A spec that was never accepted does nothing. See [`world::PolicySpec`].
+//! - **The order of writes** is gateways, sources, gateways that are done: see [`apply::due`].
+//! - **Policy ids** are read back from statuses and plans, and not given again soon: see [`plan::ids`].
+//! - **A gateway that is not Ready** stays while no Ready node can take its place: its kernel may well work.
+//! - **A node without a part in any policy** has a plan without cluster ranges, so that it is not written
+//!   again whenever another node comes or goes.
+//! - **Statuses wait** 300 ms after a plan, so that the agents' answers go into one patch; one that a new spec
+//!   waits for is written at once. `Programmed` can be late by that much.
+//! - **One object that cannot be read** is that object's trouble: policies and plans are read one by one
+//!   (`DeserializeGuard`), so that the watch goes on.
+//!
+//! # Rights
+//!
+//! | where | group | resources | verbs | why |
+//! |---|---|---|---|---|
+//! | cluster | egressnat.io | egressnatpolicies | list, watch | what is planned from |
+//! | cluster | egressnat.io | egressnatpolicies/status | patch | conditions, gateway, id |
+//! | cluster | egressnat.io | egressplans | list, watch, create, patch, delete | server-side apply; deletion when the node is gone |
+//! | cluster | | pods, nodes, namespaces | list, watch | selection, gateways, ranges |
+//! | cluster | networking.k8s.io | servicecidrs | list, watch | ranges that are never captured |
+//! | `default` | discovery.k8s.io | endpointslices | list, watch | addresses of the API server |
+//! | `default` | events.k8s.io | events | create, patch | Events on cluster-scoped objects |
+//! | own namespace | coordination.k8s.io | leases | create, get, update | leader election |
+
+pub mod apply;
+pub mod cli;
+pub mod condition;
+pub mod contradiction;
+pub mod controller;
+pub mod convert;
+pub mod error;
+pub mod events;
+pub mod health;
+pub mod http;
+pub mod leader;
+pub mod logging;
+pub mod metrics;
+pub mod plan;
+pub mod ranges;
+pub mod run;
+pub mod schedule;
+pub mod status;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod valid;
+pub mod watch;
+pub mod wire;
+pub mod world;

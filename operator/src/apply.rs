@@ -1,0 +1,191 @@
+//! What has to be written, and the one writer.
+
+use std::time::Duration;
+
+use egressnat_crds::{EgressNATPolicy, EgressNATPolicyStatus, EgressPlan, EgressPlanSpec, OPERATOR_MANAGER};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::DeserializeGuard;
+use kube::{Api, Client, CustomResourceExt};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::convert;
+use crate::error::{Error, Request};
+use crate::plan::Outcome;
+use crate::store::{Change, Delta};
+use crate::world::{ExistingPlan, World};
+
+/// How long a request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A plan that is not as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PlanWrite {
+    /// Write it.
+    Apply {
+        /// The node.
+        node: String,
+        /// The node's uid.
+        owner: String,
+        /// What it has to do.
+        spec: Box<EgressPlanSpec>,
+    },
+    /// Delete it: its node is gone.
+    Delete {
+        /// The node.
+        node: String,
+        /// The plan's uid.
+        uid: String,
+    },
+}
+
+/// The plans that are not as they should be, in three waves, each to be sent before the next: those that make
+/// a node a policy's gateway; those that change sources; those that only take gateways away. So the way out is
+/// open at its far end first, and closed there last.
+pub fn due(world: &World, outcome: &Outcome) -> [Vec<PlanWrite>; 3] {
+    let mut waves = [const { Vec::new() }; 3];
+    for (name, spec) in &outcome.plans {
+        let Some(node) = world.nodes.get(name) else {
+            continue;
+        };
+        let existing = world.plans.get(name);
+        let same = existing.is_some_and(|e| e.spec == *spec && e.owner.as_ref() == Some(&node.uid));
+        if !same {
+            waves[wave(existing, spec)].push(PlanWrite::Apply {
+                node: name.clone(),
+                owner: node.uid.clone(),
+                spec: Box::new(spec.clone()),
+            });
+        }
+    }
+    let gone = world
+        .plans
+        .iter()
+        .filter(|(name, _)| !world.nodes.contains_key(*name));
+    waves[2].extend(gone.map(|(name, plan)| PlanWrite::Delete {
+        node: name.clone(),
+        uid: plan.uid.clone(),
+    }));
+    waves
+}
+
+fn wave(existing: Option<&ExistingPlan>, spec: &EgressPlanSpec) -> usize {
+    let before = existing.map(|e| gateway_roles(&e.spec)).unwrap_or_default();
+    let after = gateway_roles(spec);
+    if after.iter().any(|role| !before.contains(role)) {
+        0
+    } else if before.iter().any(|role| !after.contains(role)) {
+        2
+    } else {
+        1
+    }
+}
+
+/// What a node does for others: the policies it is the gateway of, and the peers it accepts.
+fn gateway_roles(spec: &EgressPlanSpec) -> Vec<String> {
+    let policies = spec.policies.iter().filter_map(|p| {
+        let role = p.gateway.as_ref()?;
+        Some(format!("{} {:?}", p.id, role.addresses))
+    });
+    let peers = spec.peers.iter().filter(|p| !p.ranges.is_empty());
+    policies
+        .chain(peers.map(|p| format!("{} {:?}", p.underlay, p.ranges)))
+        .collect()
+}
+
+/// Writes plans and statuses, as the field manager of the operator.
+#[derive(Clone)]
+pub struct Writer {
+    client: Client,
+}
+
+impl Writer {
+    /// A writer.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Writes one plan; the answer is what the store may know at once.
+    pub async fn plan(&self, write: PlanWrite) -> Result<Change, Error> {
+        match write {
+            PlanWrite::Apply { node, owner, spec } => match self.apply(&node, owner, *spec).await {
+                Ok(plan) => Ok(Change::Plans(Delta::Set(node, convert::plan(plan)))),
+                Err(source) => Err(Error::WritePlan { node, source }),
+            },
+            PlanWrite::Delete { node, uid } => match self.delete(&node, uid).await {
+                Err(source) if !source.is_not_found() => Err(Error::DeletePlan { node, source }),
+                _ => Ok(Change::Plans(Delta::Gone(node))),
+            },
+        }
+    }
+
+    /// Writes the status of the policy with this name and uid; the answer is what the store may know at once.
+    pub async fn status(
+        &self,
+        policy: &str,
+        uid: &str,
+        status: &EgressNATPolicyStatus,
+    ) -> Result<Change, Error> {
+        let resource = EgressNATPolicy::api_resource();
+        // The uid makes it a conflict to write to another policy of the same name.
+        let patch = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": policy, "uid": uid },
+            "status": status,
+        });
+        let api = Api::<DeserializeGuard<EgressNATPolicy>>::all(self.client.clone());
+        let (params, patch) = (params(), Patch::Apply(&patch));
+        match request(api.patch_status(policy, &params, &patch)).await {
+            Ok(written) => Ok(Change::Policies(Delta::Set(
+                policy.to_owned(),
+                convert::policy(written),
+            ))),
+            Err(source) => Err(Error::WriteStatus {
+                policy: policy.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    async fn apply(
+        &self,
+        node: &str,
+        owner: String,
+        spec: EgressPlanSpec,
+    ) -> Result<DeserializeGuard<EgressPlan>, Request> {
+        let mut plan = EgressPlan::new(node, spec);
+        plan.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: node.into(),
+            uid: owner,
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]);
+        let api = Api::<DeserializeGuard<EgressPlan>>::all(self.client.clone());
+        request(api.patch(node, &params(), &Patch::Apply(&plan))).await
+    }
+
+    async fn delete(&self, node: &str, uid: String) -> Result<(), Request> {
+        let api = Api::<DeserializeGuard<EgressPlan>>::all(self.client.clone());
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        request(api.delete(node, &params)).await.map(|_| ())
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams::apply(OPERATOR_MANAGER).force()
+}
+
+/// A request, given up after a while: one that hangs must not stall the rest.
+pub async fn request<T>(future: impl Future<Output = kube::Result<T>>) -> Result<T, Request> {
+    Ok(timeout(REQUEST_TIMEOUT, future).await??)
+}

@@ -1,0 +1,114 @@
+//! The command line. Every flag is also an environment variable.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use ipnet::IpNet;
+
+use crate::leader::LeaseConfig;
+use crate::logging::LogFormat;
+use crate::run::Config;
+use crate::world::ClusterConfig;
+
+/// Makes one EgressPlan per node of all EgressNATPolicies.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "egressnat-operator", version)]
+pub struct Cli {
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, env = "EGRESSNAT_HTTP_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub http_address: SocketAddr,
+    /// How logs are written
+    #[arg(long, env = "EGRESSNAT_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Log level, or directives such as info,egressnat_operator=debug
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log_level: String,
+    /// Namespace of the Lease; the kubeconfig's or the pod's own when left out
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Name of this process in the Lease and in Events; must be unique
+    #[arg(long, env = "POD_NAME")]
+    pub identity: String,
+    /// A range inside the cluster that no policy captures, besides those of nodes, Services and the API
+    /// server; can be repeated
+    #[arg(long, env = "EGRESSNAT_CLUSTER_CIDRS", value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+    /// A Service range; needed where the API server has no ServiceCIDR objects; can be repeated
+    #[arg(long, env = "EGRESSNAT_SERVICE_CIDRS", value_delimiter = ',')]
+    pub service_cidr: Vec<IpNet>,
+    /// How long the Lease lives unrenewed, in seconds
+    #[arg(long, env = "EGRESSNAT_LEASE_DURATION", default_value = "15", value_parser = seconds)]
+    pub lease_duration: Duration,
+    /// How long the leader tries to renew the Lease before it gives up, in seconds
+    #[arg(long, env = "EGRESSNAT_LEASE_RENEW_DEADLINE", default_value = "10", value_parser = seconds)]
+    pub lease_renew_deadline: Duration,
+    /// Pause between two attempts to take or renew the Lease, in seconds
+    #[arg(long, env = "EGRESSNAT_LEASE_RETRY_PERIOD", default_value = "2", value_parser = seconds)]
+    pub lease_retry_period: Duration,
+}
+
+impl Cli {
+    /// The operator's configuration; `namespace` is the client's own.
+    pub fn config(self, namespace: &str) -> Result<Config, String> {
+        if self.lease_retry_period >= self.lease_renew_deadline
+            || self.lease_renew_deadline >= self.lease_duration
+        {
+            return Err(
+                "--lease-retry-period must be shorter than --lease-renew-deadline, \
+                        and that shorter than --lease-duration"
+                    .into(),
+            );
+        }
+        Ok(Config {
+            http_address: self.http_address,
+            cluster: ClusterConfig {
+                cluster_cidrs: self.cluster_cidr,
+                service_cidrs: self.service_cidr,
+            },
+            lease: LeaseConfig {
+                namespace: self.namespace.unwrap_or_else(|| namespace.to_owned()),
+                identity: self.identity,
+                duration: self.lease_duration,
+                renew_deadline: self.lease_renew_deadline,
+                retry_period: self.lease_retry_period,
+            },
+        })
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(Duration::from_secs(n)),
+        _ => Err("not a number of seconds above 0".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(more: &[&str]) -> Result<Config, String> {
+        let args = ["egressnat-operator", "--identity=me"].iter().chain(more);
+        Cli::try_parse_from(args)
+            .map_err(|e| e.to_string())?
+            .config("somewhere")
+    }
+
+    #[test]
+    fn ranges_can_be_repeated_or_listed() {
+        let config = config(&[
+            "--cluster-cidr=10.0.0.0/8",
+            "--cluster-cidr=fd00::/8,192.168.0.0/16",
+        ])
+        .unwrap();
+        assert_eq!(config.cluster.cluster_cidrs.len(), 3);
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_kept_is_refused() {
+        assert!(config(&["--lease-duration=5"]).is_err());
+        assert!(config(&["--lease-retry-period=0"]).is_err());
+        assert!(config(&["--lease-duration=30", "--lease-renew-deadline=20"]).is_ok());
+    }
+}

@@ -1,0 +1,122 @@
+//! What can go wrong outside of the planner.
+
+/// Why the operator failed to do something, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No way to the API server.
+    #[error("failed to configure the client of the API server")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The address of the HTTP server.
+    #[error("failed to listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The HTTP server.
+    #[error("failed to serve HTTP")]
+    Serve(#[source] std::io::Error),
+    /// A plan that was not written.
+    #[error("failed to write the plan of node {node}")]
+    WritePlan {
+        /// The plan's name.
+        node: String,
+        /// Why.
+        #[source]
+        source: Request,
+    },
+    /// A plan that was not deleted.
+    #[error("failed to delete the plan of node {node}, which is gone")]
+    DeletePlan {
+        /// The plan's name.
+        node: String,
+        /// Why.
+        #[source]
+        source: Request,
+    },
+    /// A status that was not written.
+    #[error("failed to write the status of policy {policy}")]
+    WriteStatus {
+        /// The policy's name.
+        policy: String,
+        /// Why.
+        #[source]
+        source: Request,
+    },
+    /// An Event that was not sent.
+    #[error("failed to send an Event on policy {policy}")]
+    SendEvent {
+        /// The policy's name.
+        policy: String,
+        /// Why.
+        #[source]
+        source: Request,
+    },
+    /// The Lease could not be read or written.
+    #[error("failed to read or write the lease")]
+    Lease(#[source] Request),
+    /// Another process may be the leader by now.
+    #[error("failed to keep the lease: another process may write by now")]
+    LeaseLost,
+    /// A task ended that must not.
+    #[error("failed to keep running: {0} ended")]
+    TaskEnded(&'static str),
+}
+
+/// Why a request to the API server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Request {
+    /// The API server, or the way to it.
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    /// No answer in time.
+    #[error("no answer from the API server in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+}
+
+impl Error {
+    /// The metric label of the error.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Client(_) => "client",
+            Self::Listen { .. } | Self::Serve(_) => "http",
+            Self::WritePlan { .. } | Self::DeletePlan { .. } => "plan_write",
+            Self::WriteStatus { .. } => "status_write",
+            Self::SendEvent { .. } => "event",
+            Self::Lease(_) | Self::LeaseLost => "lease",
+            Self::TaskEnded(_) => "task",
+        }
+    }
+}
+
+impl Request {
+    /// The API server answered that there is no such object.
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Some(404)
+    }
+
+    /// The API server answered that the object is another by now.
+    pub fn is_conflict(&self) -> bool {
+        self.code() == Some(409)
+    }
+
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => Some(status.code),
+            Self::Kube(_) | Self::Timeout(_) => None,
+        }
+    }
+}
+
+/// The error and everything that led to it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

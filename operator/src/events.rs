@@ -1,0 +1,168 @@
+//! Events on policies: one for each condition that changes.
+
+use egressnat_crds::EgressNATPolicy;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Client, CustomResourceExt};
+use kube_runtime::events::{Event, EventType, Recorder, Reporter};
+
+use crate::apply::request;
+use crate::condition::{ConditionType, Reason};
+use crate::error::Error;
+
+/// What an Event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The condition that changed.
+    pub condition: ConditionType,
+    /// It is bad news.
+    pub warning: bool,
+    /// The condition's reason.
+    pub reason: String,
+    /// The condition's message.
+    pub message: String,
+}
+
+/// What is worth an Event between two states of a policy's conditions: another status or reason. Not worth
+/// one: that nothing is degraded in a new policy, and that nodes are on their way.
+pub fn notes(old: &[Condition], new: &[Condition]) -> Vec<Note> {
+    let find = |of: &[Condition], type_: &str| of.iter().find(|c| c.type_ == type_).cloned();
+    let mut notes = Vec::new();
+    for condition in ConditionType::ALL {
+        let type_ = condition.to_string();
+        let (before, Some(now)) = (find(old, &type_), find(new, &type_)) else {
+            continue;
+        };
+        let same = before
+            .as_ref()
+            .is_some_and(|b| b.status == now.status && b.reason == now.reason);
+        let silent = now.reason == Reason::Progressing.to_string()
+            || now.reason == Reason::NotAccepted.to_string()
+            || now.reason == Reason::NoGateway.to_string()
+            || (before.is_none() && now.reason == Reason::AsSpecified.to_string());
+        if !same && !silent {
+            notes.push(Note {
+                condition,
+                warning: !condition.good_when(now.status == "True"),
+                reason: now.reason,
+                message: now.message,
+            });
+        }
+    }
+    notes
+}
+
+/// Sends Events.
+pub struct Events {
+    recorder: Recorder,
+}
+
+impl Events {
+    /// Events in the name of this process.
+    pub fn new(client: Client, identity: &str) -> Self {
+        let reporter = Reporter {
+            controller: egressnat_crds::OPERATOR_MANAGER.into(),
+            instance: Some(identity.into()),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+        }
+    }
+
+    /// Sends `note` on the policy with this name and uid.
+    pub async fn send(&self, policy: &str, uid: &str, note: Note) -> Result<(), Error> {
+        let resource = EgressNATPolicy::api_resource();
+        let reference = ObjectReference {
+            api_version: Some(resource.api_version),
+            kind: Some(resource.kind),
+            name: Some(policy.into()),
+            uid: Some(uid.into()),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: if note.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: note.reason,
+            note: Some(shortened(note.message)),
+            action: note.condition.to_string(),
+            secondary: None,
+        };
+        let sent = request(self.recorder.publish(&event, &reference)).await;
+        sent.map_err(|source| Error::SendEvent {
+            policy: policy.into(),
+            source,
+        })
+    }
+}
+
+/// The API server refuses notes of more than 1024 bytes.
+fn shortened(mut note: String) -> String {
+    const LONGEST: usize = 1000;
+    if note.len() > LONGEST {
+        note.truncate(note.floor_char_boundary(LONGEST));
+        note.push_str("...");
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+    use crate::testing;
+
+    fn condition(type_: ConditionType, status: &str, reason: Reason) -> Condition {
+        Condition {
+            last_transition_time: Time(testing::time(0)),
+            message: "why".into(),
+            observed_generation: Some(1),
+            reason: reason.to_string(),
+            status: status.into(),
+            type_: type_.to_string(),
+        }
+    }
+
+    #[test]
+    fn one_note_for_each_change_of_status_or_reason() {
+        let good = [
+            condition(ConditionType::Accepted, "True", Reason::Accepted),
+            condition(ConditionType::GatewayReady, "True", Reason::GatewayReady),
+            condition(ConditionType::Degraded, "False", Reason::AsSpecified),
+        ];
+        let reasons = |old: &[Condition], new: &[Condition]| -> Vec<(String, bool)> {
+            notes(old, new)
+                .into_iter()
+                .map(|n| (n.reason, n.warning))
+                .collect()
+        };
+        let both = vec![("Accepted".into(), false), ("GatewayReady".into(), false)];
+        assert_eq!(reasons(&[], &good), both);
+        assert_eq!(reasons(&good, &good), vec![]);
+
+        let mut bad = good.clone();
+        bad[1] = condition(ConditionType::GatewayReady, "False", Reason::AddressNotFound);
+        bad[2] = condition(ConditionType::Degraded, "True", Reason::FamilyNotServed);
+        let bad_news = vec![("AddressNotFound".into(), true), ("FamilyNotServed".into(), true)];
+        assert_eq!(reasons(&good, &bad), bad_news);
+        let good_news = vec![("GatewayReady".into(), false), ("AsSpecified".into(), false)];
+        assert_eq!(reasons(&bad, &good), good_news);
+    }
+
+    #[test]
+    fn nodes_on_their_way_are_no_news() {
+        let done = [condition(ConditionType::Programmed, "True", Reason::Programmed)];
+        let under_way = [condition(ConditionType::Programmed, "False", Reason::Progressing)];
+        assert_eq!(notes(&done, &under_way), vec![]);
+        assert_eq!(notes(&under_way, &done).len(), 1);
+    }
+
+    #[test]
+    fn long_notes_are_cut_between_characters() {
+        let note = shortened("ü".repeat(600));
+        assert!(note.len() <= 1024 && note.ends_with("ü..."));
+    }
+}

@@ -1,0 +1,291 @@
+//! Which node is a policy's gateway, and with which addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_crds::plan::{Family, NodeInterface};
+
+use crate::condition::{Reason, Verdict, some_of};
+use crate::valid::{EgressAddresses, GatewayChoice, ValidPolicy};
+use crate::world::World;
+
+/// A gateway in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its node.
+    pub node: String,
+    /// Its addresses: at most one of each family, IPv4 first, at least one.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What became of a policy's choice of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// The gateway, if there is one.
+    pub gateway: Option<Gateway>,
+    /// Condition `GatewayReady`.
+    pub verdict: Verdict,
+    /// Which other Ready nodes claim an address that only one can have.
+    pub conflict: Option<String>,
+}
+
+/// Why a node cannot be the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Unfit {
+    AgentNotReporting,
+    NoInterface,
+    NoAddress,
+    NoUnderlay,
+}
+
+/// Finds gateways, with one index for all policies.
+pub struct Resolver<'a> {
+    world: &'a World,
+    holders: BTreeMap<IpAddr, BTreeSet<&'a str>>,
+    underlay: Family,
+}
+
+impl Gateway {
+    /// The families that it can serve.
+    pub fn families(&self) -> Vec<Family> {
+        self.addresses.iter().map(|a| Family::from(*a)).collect()
+    }
+}
+
+impl<'a> Resolver<'a> {
+    /// Knows, for every address, the nodes that hold it: as the API server or as their agents say.
+    pub fn new(world: &'a World) -> Self {
+        let mut holders: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+        for (name, node) in &world.nodes {
+            let reported = world.interfaces(name).iter().flat_map(|i| &i.addresses);
+            for address in node.addresses.iter().chain(&node.internal_ips).chain(reported) {
+                holders.entry(*address).or_default().insert(name);
+            }
+        }
+        Self {
+            world,
+            holders,
+            underlay: world.underlay_family(),
+        }
+    }
+
+    /// The gateway of a policy. `current` is the node that is its gateway now: it stays while it is Ready and
+    /// fit, so that connections live on.
+    pub fn resolve(&self, policy: &ValidPolicy, current: Option<&str>) -> Resolution {
+        let fit = match &policy.gateway {
+            GatewayChoice::Nowhere => {
+                return none(Reason::NotAccepted, "the spec is not accepted");
+            }
+            GatewayChoice::HolderOf(addresses) => self.holders_of(addresses),
+            GatewayChoice::Labelled(selector, with) => {
+                let nodes = self
+                    .world
+                    .nodes
+                    .iter()
+                    .filter(|(_, n)| selector.matches(&n.labels));
+                self.fit_of(nodes.map(|(name, _)| name.as_str()), with)
+            }
+        };
+        match fit {
+            Ok(fit) => self.pick(&fit, current, policy.gateway.addresses().is_some()),
+            Err(verdict) => Resolution {
+                gateway: None,
+                verdict,
+                conflict: None,
+            },
+        }
+    }
+
+    /// The nodes that hold all of `addresses`.
+    fn holders_of(&self, addresses: &[IpAddr]) -> Result<Fit<'a>, Verdict> {
+        let nobody = BTreeSet::new();
+        let holders = |a: &IpAddr| self.holders.get(a).unwrap_or(&nobody);
+        let missing: Vec<IpAddr> = addresses
+            .iter()
+            .copied()
+            .filter(|a| holders(a).is_empty())
+            .collect();
+        if !missing.is_empty() {
+            let (addresses, name) = (list(&missing), "egressSourceIP");
+            let message = format!(
+                "no node holds {addresses}: add it to an interface of a node, or set {name} to one that a node holds"
+            );
+            return Err(Verdict::no(Reason::AddressNotFound, message));
+        }
+        let mut of_all = holders(&addresses[0]).clone();
+        for address in addresses {
+            of_all.retain(|n| holders(address).contains(n));
+        }
+        if of_all.is_empty() {
+            let addresses = list(addresses);
+            let message = format!("no node holds both of {addresses}: set two addresses of one node");
+            return Err(Verdict::no(Reason::AddressesApart, message));
+        }
+        self.fit_of(of_all.into_iter(), &EgressAddresses::Given(addresses.to_vec()))
+    }
+
+    /// Those of the nodes allowed that can be the gateway, each with its addresses.
+    fn fit_of(
+        &self,
+        allowed: impl Iterator<Item = &'a str>,
+        with: &EgressAddresses,
+    ) -> Result<Fit<'a>, Verdict> {
+        let mut fit = Fit::new();
+        let mut unfit: BTreeMap<Unfit, Vec<&str>> = BTreeMap::new();
+        for node in allowed {
+            match self.addresses(node, with) {
+                Ok(addresses) => {
+                    fit.insert(node, addresses);
+                }
+                Err(why) => unfit.entry(why).or_default().push(node),
+            }
+        }
+        if !fit.is_empty() {
+            return Ok(fit);
+        }
+        Err(match unfit.pop_first() {
+            None => Verdict::no(
+                Reason::NoGatewayNode,
+                "no node has the labels of egressGateway.nodeSelector: label a node, or change the selector",
+            ),
+            Some((why, nodes)) => why.verdict(&nodes, with),
+        })
+    }
+
+    fn addresses(&self, node: &str, with: &EgressAddresses) -> Result<Vec<IpAddr>, Unfit> {
+        let known = self.world.nodes.get(node);
+        if known.is_none_or(|n| n.underlay(self.underlay).is_none()) {
+            return Err(Unfit::NoUnderlay);
+        }
+        let internal_ips = known.map_or(&[][..], |n| &n.internal_ips);
+        let interfaces = self.world.interfaces(node);
+        let found = match with {
+            EgressAddresses::Given(addresses) => {
+                let holds = |a: &IpAddr| self.holders.get(a).is_some_and(|h| h.contains(node));
+                return match addresses.iter().all(holds) {
+                    true => Ok(addresses.clone()),
+                    false => Err(Unfit::NoAddress),
+                };
+            }
+            EgressAddresses::OfInterface(_) if interfaces.is_empty() => {
+                return Err(Unfit::AgentNotReporting);
+            }
+            EgressAddresses::OfInterface(name) => {
+                let interface = interfaces.iter().find(|i| i.name == *name);
+                let addresses = &interface.ok_or(Unfit::NoInterface)?.addresses;
+                BOTH.map(|family| first_of(family, addresses))
+            }
+            EgressAddresses::OfDefaultRoute if interfaces.is_empty() => {
+                BOTH.map(|family| first_of(family, internal_ips))
+            }
+            EgressAddresses::OfDefaultRoute => BOTH.map(|family| by_default_route(family, interfaces)),
+        };
+        let found: Vec<IpAddr> = found.into_iter().flatten().collect();
+        if found.is_empty() {
+            return Err(Unfit::NoAddress);
+        }
+        Ok(found)
+    }
+
+    /// One of the fit: the current one if Ready, else the first Ready one by name. Without a Ready one the
+    /// current or the first is taken all the same: its kernel may well work while its kubelet does not.
+    fn pick(&self, fit: &Fit, current: Option<&str>, named: bool) -> Resolution {
+        let ready: Vec<&str> = fit.keys().copied().filter(|n| self.is_ready(n)).collect();
+        let current = current.filter(|c| fit.contains_key(c));
+        let chosen = current
+            .filter(|c| ready.contains(c))
+            .or_else(|| ready.first().copied())
+            .or(current)
+            .or_else(|| fit.keys().next().copied());
+        let Some((node, addresses)) = chosen.and_then(|c| fit.get_key_value(c)) else {
+            return none(Reason::NoGatewayNode, "no node can be the gateway");
+        };
+        let says = format!("{node} sends with {}", list(addresses));
+        let verdict = match self.is_ready(node) {
+            true => Verdict::yes(Reason::GatewayReady, says),
+            false => Verdict::no(
+                Reason::GatewayNotReady,
+                format!("{says}, but the node is not Ready, and no other node can take its place"),
+            ),
+        };
+        let others = ready.iter().filter(|n| *n != node).copied();
+        let conflict = (named && ready.len() > 1).then(|| {
+            let (addresses, others) = (list(addresses), some_of(others));
+            format!("{others} and {node} claim {addresses}: remove it from all but one; {node} is used")
+        });
+        Resolution {
+            gateway: Some(Gateway {
+                node: (*node).to_owned(),
+                addresses: addresses.clone(),
+            }),
+            verdict,
+            conflict,
+        }
+    }
+
+    fn is_ready(&self, node: &str) -> bool {
+        self.world.nodes.get(node).is_some_and(|n| n.ready)
+    }
+}
+
+/// Nodes that can be the gateway, with the addresses they would send with.
+type Fit<'a> = BTreeMap<&'a str, Vec<IpAddr>>;
+
+const BOTH: [Family; 2] = [Family::IPv4, Family::IPv6];
+
+impl Unfit {
+    fn verdict(self, nodes: &[&str], with: &EgressAddresses) -> Verdict {
+        let names = some_of(nodes.iter().copied());
+        match (self, with) {
+            (Self::AgentNotReporting, _) => Verdict::no(
+                Reason::AgentNotReporting,
+                format!("the agents of {names} have not yet reported their interfaces: see that they run"),
+            ),
+            (Self::NoInterface, EgressAddresses::OfInterface(name)) => Verdict::no(
+                Reason::InterfaceNotFound,
+                format!("none of {names} has an interface {name}: set interface to one that they have"),
+            ),
+            (Self::NoUnderlay, _) => Verdict::no(
+                Reason::NoUnderlay,
+                format!("none of {names} has an InternalIP of the cluster's first family to tunnel to"),
+            ),
+            (_, EgressAddresses::Given(addresses)) => Verdict::no(
+                Reason::AddressNotFound,
+                format!(
+                    "none of {names} holds {}: add it to an interface of one, or change the selector",
+                    list(addresses)
+                ),
+            ),
+            (_, EgressAddresses::OfInterface(name)) => Verdict::no(
+                Reason::AddressNotFound,
+                format!("interface {name} of {names} has no address: add one, or choose another interface"),
+            ),
+            (_, EgressAddresses::OfDefaultRoute) => Verdict::no(
+                Reason::AddressNotFound,
+                format!("{names} have no address on a default route's interface: set interface or egressIP"),
+            ),
+        }
+    }
+}
+
+fn none(reason: Reason, message: &str) -> Resolution {
+    Resolution {
+        gateway: None,
+        verdict: Verdict::no(reason, message),
+        conflict: None,
+    }
+}
+
+fn first_of(family: Family, addresses: &[IpAddr]) -> Option<IpAddr> {
+    addresses.iter().copied().find(|a| Family::from(*a) == family)
+}
+
+fn by_default_route(family: Family, interfaces: &[NodeInterface]) -> Option<IpAddr> {
+    let routed = interfaces.iter().filter(|i| i.default_route.contains(&family));
+    routed.filter_map(|i| first_of(family, &i.addresses)).next()
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    texts.join(" and ")
+}

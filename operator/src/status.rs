@@ -1,0 +1,203 @@
+//! A policy's status: its outcome, and how far the agents are with it.
+//!
+//! Pure: the time is an argument, and enters only where a condition changes its status. A status that says
+//! the same as the one on the API server is equal to it, times included, and is not written.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use egressnat_crds::policy::GatewayStatus;
+use egressnat_crds::{EgressNATPolicyStatus, EgressPlanSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::condition::{ConditionType, Reason, Verdict, some_of};
+use crate::plan::{Outcome, PolicyOutcome};
+use crate::world::{ExistingPlan, Policy, World};
+
+/// How far a node is with its plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Its agent says that the kernel holds the plan.
+    Programmed,
+    /// The plan is not yet written, or the agent has not yet said so.
+    Pending,
+    /// Its agent says why it cannot.
+    Failed(String),
+}
+
+/// The statuses that differ from those on the API server, by policy name.
+pub fn due(world: &World, outcome: &Outcome, now: Timestamp) -> BTreeMap<String, EgressNATPolicyStatus> {
+    let progress: BTreeMap<&str, Progress> = outcome
+        .plans
+        .iter()
+        .map(|(node, desired)| (node.as_str(), progress(world.plans.get(node), desired)))
+        .collect();
+    let mut due = BTreeMap::new();
+    for (name, policy) in &world.policies {
+        if let Some(made) = outcome.policies.get(name) {
+            let status = status(policy, made, &progress, world, now);
+            if status != policy.status {
+                due.insert(name.clone(), status);
+            }
+        }
+    }
+    due
+}
+
+/// How far a node is, by what its agent says of the plan that it should have.
+fn progress(existing: Option<&ExistingPlan>, desired: &EgressPlanSpec) -> Progress {
+    let Some(existing) = existing.filter(|e| e.spec == *desired) else {
+        return Progress::Pending;
+    };
+    let ready = existing.status.conditions.iter().find(|c| c.type_ == "Ready");
+    let current = existing.status.observed_generation == Some(existing.generation);
+    match ready {
+        Some(c) if c.status == "True" && current => Progress::Programmed,
+        Some(c) if c.status == "False" => Progress::Failed(format!("{}: {}", c.reason, c.message)),
+        _ => Progress::Pending,
+    }
+}
+
+fn status(
+    policy: &Policy,
+    outcome: &PolicyOutcome,
+    progress: &BTreeMap<&str, Progress>,
+    world: &World,
+    now: Timestamp,
+) -> EgressNATPolicyStatus {
+    let missing = missing_addresses(outcome, world);
+    let nodes: Vec<(&str, &Progress)> = outcome
+        .nodes
+        .iter()
+        .filter_map(|node| Some((node.as_str(), progress.get(node.as_str())?)))
+        .collect();
+    let programmed = nodes.iter().filter(|(_, p)| **p == Progress::Programmed).count();
+    let verdict = |of: ConditionType| match of {
+        ConditionType::Accepted => outcome.accepted.clone(),
+        ConditionType::GatewayReady => outcome.gateway_ready.clone(),
+        ConditionType::Programmed => programmed_verdict(outcome, &nodes, programmed, &missing),
+        ConditionType::Degraded => degraded_verdict(outcome, &missing),
+    };
+    let condition = |of| condition(of, verdict(of), policy, now);
+    EgressNATPolicyStatus {
+        conditions: ConditionType::ALL.into_iter().map(condition).collect(),
+        id: outcome.id,
+        gateways: outcome.gateway.iter().map(gateway_status).collect(),
+        matched_pods: count(outcome.matched_pods),
+        nodes_concerned: count(nodes.len()),
+        nodes_programmed: count(programmed),
+    }
+}
+
+fn gateway_status(gateway: &crate::plan::gateway::Gateway) -> GatewayStatus {
+    GatewayStatus {
+        node: gateway.node.clone(),
+        addresses: gateway.addresses.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The condition with its time: that of the condition that is there, unless its status changes.
+fn condition(of: ConditionType, verdict: Verdict, policy: &Policy, now: Timestamp) -> Condition {
+    let status = if verdict.holds { "True" } else { "False" };
+    let type_ = of.to_string();
+    let old = policy
+        .status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == type_ && c.status == status);
+    Condition {
+        last_transition_time: old.map_or(Time(now), |c| c.last_transition_time.clone()),
+        message: verdict.message,
+        observed_generation: Some(policy.generation),
+        reason: verdict.reason.to_string(),
+        status: status.into(),
+        type_,
+    }
+}
+
+/// The addresses that the gateway's agent does not find on its node.
+fn missing_addresses(outcome: &PolicyOutcome, world: &World) -> Vec<IpAddr> {
+    let Some(gateway) = &outcome.gateway else {
+        return Vec::new();
+    };
+    let missing = world
+        .plans
+        .get(&gateway.node)
+        .map(|p| &p.status.missing_addresses);
+    let is_missing = |a: &&IpAddr| missing.is_some_and(|m| m.contains(a));
+    gateway.addresses.iter().filter(is_missing).copied().collect()
+}
+
+fn programmed_verdict(
+    outcome: &PolicyOutcome,
+    nodes: &[(&str, &Progress)],
+    programmed: usize,
+    missing: &[IpAddr],
+) -> Verdict {
+    if !outcome.accepted.holds {
+        return Verdict::no(Reason::NotAccepted, "the spec is not accepted");
+    }
+    if outcome.gateway.is_none() {
+        return Verdict::no(
+            Reason::NoGateway,
+            "there is no gateway: see condition GatewayReady",
+        );
+    }
+    let failed = nodes.iter().filter_map(|(name, p)| match p {
+        Progress::Failed(why) => Some((*name, why)),
+        Progress::Programmed | Progress::Pending => None,
+    });
+    let failed: Vec<(&str, &String)> = failed.collect();
+    if let Some((first, why)) = failed.first() {
+        let names = some_of(failed.iter().map(|(name, _)| *name));
+        let message = format!("{names} cannot program it; {first} says: {why}");
+        return Verdict::no(Reason::NodeFailed, message);
+    }
+    if !missing.is_empty() {
+        return Verdict::no(Reason::AddressMissing, missing_message(outcome, missing));
+    }
+    let concerned = nodes.len();
+    if programmed < concerned {
+        let waiting = nodes
+            .iter()
+            .filter(|(_, p)| **p != Progress::Programmed)
+            .map(|(name, _)| *name);
+        let message = format!(
+            "{programmed} of {concerned} nodes are programmed; waiting for {}",
+            some_of(waiting)
+        );
+        return Verdict::no(Reason::Progressing, message);
+    }
+    Verdict::yes(
+        Reason::Programmed,
+        format!("{concerned} of {concerned} nodes are programmed"),
+    )
+}
+
+fn degraded_verdict(outcome: &PolicyOutcome, missing: &[IpAddr]) -> Verdict {
+    let mut reasons = outcome.degraded.clone();
+    if !missing.is_empty() {
+        reasons.push((Reason::AddressMissing, missing_message(outcome, missing)));
+    }
+    match reasons.first() {
+        None => Verdict::no(Reason::AsSpecified, ""),
+        Some((reason, _)) => {
+            let messages: Vec<&str> = reasons.iter().map(|(_, m)| m.as_str()).collect();
+            Verdict::yes(*reason, messages.join(". "))
+        }
+    }
+}
+
+fn missing_message(outcome: &PolicyOutcome, missing: &[IpAddr]) -> String {
+    let node = outcome.gateway.as_ref().map_or("", |g| g.node.as_str());
+    let addresses: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    format!(
+        "{node} does not hold {}: its packets are dropped; add the address to an interface of {node}",
+        addresses.join(" and ")
+    )
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

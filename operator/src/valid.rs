@@ -1,0 +1,433 @@
+//! A policy's spec, parsed: after this there are no texts that might be addresses.
+//!
+//! Admission (CEL on the CRD) refuses most of what is refused here. What it cannot see, and what comes past
+//! it, becomes [`InvalidSpec`], whose text is the message of condition `Accepted`: it says what to write.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use egressnat_crds::EgressNATPolicySpec;
+use egressnat_crds::interval::Interval;
+use egressnat_crds::plan::Family;
+use egressnat_crds::policy::{EgressGateway, NoGateway, PodSelection};
+use egressnat_crds::selector::LabelSelector;
+use ipnet::IpNet;
+
+use crate::contradiction::contradicted_label;
+use crate::ranges;
+
+/// A policy's spec without anything left to check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidPolicy {
+    /// The higher wins.
+    pub priority: i32,
+    /// The pods: those that match any entry.
+    pub selections: Vec<PodSelection>,
+    /// The destinations less the policy's own exclusions, as [`ranges::merge`] gives them.
+    pub destinations: Vec<Interval>,
+    /// The families of the destinations that the user wrote; `None` where all destinations are meant.
+    pub named_families: Option<BTreeSet<Family>>,
+    /// How the gateway is found.
+    pub gateway: GatewayChoice,
+    /// What happens without one.
+    pub no_gateway: NoGateway,
+}
+
+/// How a policy's gateway is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayChoice {
+    /// The node that holds these addresses, at most one of each family.
+    HolderOf(Vec<IpAddr>),
+    /// One of the nodes with these labels.
+    Labelled(LabelSelector, EgressAddresses),
+    /// There is none: the spec is not in force.
+    Nowhere,
+}
+
+/// Which of a chosen gateway's addresses are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EgressAddresses {
+    /// These, at most one of each family.
+    Given(Vec<IpAddr>),
+    /// Those of this interface.
+    OfInterface(String),
+    /// Those of the default route's interface.
+    OfDefaultRoute,
+}
+
+/// What is wrong with a spec, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSpec {
+    /// Not of the CRD's schema: made before the schema, or for another one.
+    #[error("the object cannot be read: {0}; correct it, or install the CRD of this version")]
+    Unreadable(String),
+    /// Not a CIDR.
+    #[error("{field}: {value:?} is not a CIDR: write one such as 192.0.2.0/24 or 2001:db8::/32")]
+    Cidr {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// A CIDR with host bits.
+    #[error("{field}: {value} has host bits set: write {net}")]
+    HostBits {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: IpNet,
+        /// What it may have meant.
+        net: IpNet,
+    },
+    /// Not an address.
+    #[error("{field}: {value:?} is not an IP address: write one such as 192.0.2.7 or 2001:db8::7")]
+    Address {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// An address that packets to the outside cannot have.
+    #[error("{field}: {value} is {kind}: write an address by which the outside can answer")]
+    NoSource {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: IpAddr,
+        /// What kind of address that is.
+        kind: &'static str,
+    },
+    /// Two addresses of one family.
+    #[error("{field}: {0} and {1} are of the same family: write one IPv4 and one IPv6 address", .values[0], .values[1])]
+    SameFamily {
+        /// The field.
+        field: &'static str,
+        /// The addresses.
+        values: [IpAddr; 2],
+    },
+    /// None, or more than one, of the fields that name the gateway.
+    #[error("set exactly one of egressSourceIP, egressSourceIPs and egressGateway")]
+    GatewayFields,
+    /// More than one of the fields that name the gateway's address.
+    #[error("egressGateway: set at most one of interface, egressIP and egressIPs")]
+    AddressFields,
+    /// No destination is of a family that an egress address has.
+    #[error(
+        "no destinationCIDR is of the family of the egress address: add one, or an address of the other family"
+    )]
+    Families,
+    /// The exclusions leave nothing.
+    #[error("excludedCIDRs leave nothing of destinationCIDRs: narrow them, or delete the policy")]
+    NothingLeft,
+    /// There are no selectors.
+    #[error("selectors is empty: write at least one entry, such as podSelector: {{}} for every pod")]
+    NoSelectors,
+    /// A selector entry without a selector.
+    #[error("selectors[{0}] has no selector: write podSelector: {{}} for every pod")]
+    EmptyEntry(usize),
+    /// A selector that no object can match.
+    #[error("{field} can match nothing: its requirements on label {label:?} exclude one another")]
+    Contradiction {
+        /// The field.
+        field: String,
+        /// The label.
+        label: String,
+    },
+}
+
+impl ValidPolicy {
+    /// Parses a spec.
+    pub fn parse(spec: &EgressNATPolicySpec) -> Result<Self, InvalidSpec> {
+        check_selectors(&spec.selectors)?;
+        let included = parse_cidrs("destinationCIDRs", &spec.destination_cidrs)?;
+        let excluded = parse_cidrs("excludedCIDRs", &spec.excluded_cidrs)?;
+        let policy = Self {
+            priority: spec.priority,
+            selections: spec.selectors.clone(),
+            named_families: named_families(&included),
+            destinations: ranges::subtract(&or_everything(included), &excluded),
+            gateway: parse_gateway(spec)?,
+            no_gateway: spec.no_gateway,
+        };
+        if policy.destinations.is_empty() {
+            return Err(InvalidSpec::NothingLeft);
+        }
+        policy.check_families()?;
+        Ok(policy)
+    }
+
+    /// What stands in for an invalid spec that was in force before: the same pods, the destinations as far
+    /// as they can be read and all of them otherwise, and no gateway.
+    pub fn guard(spec: &EgressNATPolicySpec) -> Self {
+        let included = parse_cidrs("destinationCIDRs", &spec.destination_cidrs).unwrap_or_default();
+        let excluded = parse_cidrs("excludedCIDRs", &spec.excluded_cidrs).unwrap_or_default();
+        Self {
+            priority: spec.priority,
+            selections: spec.selectors.clone(),
+            named_families: named_families(&included),
+            destinations: ranges::subtract(&or_everything(included), &excluded),
+            gateway: GatewayChoice::Nowhere,
+            no_gateway: spec.no_gateway,
+        }
+    }
+
+    fn check_families(&self) -> Result<(), InvalidSpec> {
+        let (Some(named), Some(addresses)) = (&self.named_families, self.gateway.addresses()) else {
+            return Ok(());
+        };
+        match addresses.iter().any(|a| named.contains(&Family::from(*a))) {
+            true => Ok(()),
+            false => Err(InvalidSpec::Families),
+        }
+    }
+}
+
+impl GatewayChoice {
+    /// The addresses that the user named, if any.
+    pub fn addresses(&self) -> Option<&[IpAddr]> {
+        match self {
+            Self::HolderOf(a) | Self::Labelled(_, EgressAddresses::Given(a)) => Some(a),
+            Self::Labelled(..) | Self::Nowhere => None,
+        }
+    }
+}
+
+fn check_selectors(entries: &[PodSelection]) -> Result<(), InvalidSpec> {
+    if entries.is_empty() {
+        return Err(InvalidSpec::NoSelectors);
+    }
+    for (i, entry) in entries.iter().enumerate() {
+        let selectors = [
+            ("podSelector", &entry.pod_selector),
+            ("namespaceSelector", &entry.namespace_selector),
+            ("nodeSelector", &entry.node_selector),
+        ];
+        if selectors.iter().all(|(_, s)| s.is_none()) {
+            return Err(InvalidSpec::EmptyEntry(i));
+        }
+        for (name, selector) in selectors {
+            check_selector(|| format!("selectors[{i}].{name}"), selector.as_ref())?;
+        }
+    }
+    Ok(())
+}
+
+fn check_selector(
+    field: impl FnOnce() -> String,
+    selector: Option<&LabelSelector>,
+) -> Result<(), InvalidSpec> {
+    match selector.and_then(contradicted_label) {
+        None => Ok(()),
+        Some(label) => Err(InvalidSpec::Contradiction {
+            field: field(),
+            label,
+        }),
+    }
+}
+
+fn parse_gateway(spec: &EgressNATPolicySpec) -> Result<GatewayChoice, InvalidSpec> {
+    let one = spec.egress_source_ip.as_deref();
+    let several = &spec.egress_source_ips;
+    match (one, several.is_empty(), &spec.egress_gateway) {
+        (Some(one), true, None) => {
+            parse_addresses("egressSourceIP", &[one.to_owned()]).map(GatewayChoice::HolderOf)
+        }
+        (None, false, None) => parse_addresses("egressSourceIPs", several).map(GatewayChoice::HolderOf),
+        (None, true, Some(gateway)) => {
+            let field = || "egressGateway.nodeSelector".to_owned();
+            check_selector(field, Some(&gateway.node_selector))?;
+            let addresses = parse_egress_addresses(gateway)?;
+            Ok(GatewayChoice::Labelled(gateway.node_selector.clone(), addresses))
+        }
+        _ => Err(InvalidSpec::GatewayFields),
+    }
+}
+
+fn parse_egress_addresses(gateway: &EgressGateway) -> Result<EgressAddresses, InvalidSpec> {
+    match (
+        &gateway.interface,
+        &gateway.egress_ip,
+        gateway.egress_ips.as_slice(),
+    ) {
+        (None, None, []) => Ok(EgressAddresses::OfDefaultRoute),
+        (Some(name), None, []) => Ok(EgressAddresses::OfInterface(name.clone())),
+        (None, Some(one), []) => {
+            parse_addresses("egressGateway.egressIP", std::slice::from_ref(one)).map(EgressAddresses::Given)
+        }
+        (None, None, several) => {
+            parse_addresses("egressGateway.egressIPs", several).map(EgressAddresses::Given)
+        }
+        _ => Err(InvalidSpec::AddressFields),
+    }
+}
+
+/// One or two addresses, IPv4 first.
+fn parse_addresses(field: &'static str, texts: &[String]) -> Result<Vec<IpAddr>, InvalidSpec> {
+    let mut addresses = Vec::with_capacity(texts.len());
+    for text in texts {
+        let address: IpAddr = text.parse().map_err(|_| InvalidSpec::Address {
+            field,
+            value: text.clone(),
+        })?;
+        if let Some(kind) = unusable(address) {
+            return Err(InvalidSpec::NoSource {
+                field,
+                value: address,
+                kind,
+            });
+        }
+        addresses.push(address);
+    }
+    addresses.sort_unstable();
+    match addresses.windows(2).find(|w| w[0].is_ipv4() == w[1].is_ipv4()) {
+        Some(w) => Err(InvalidSpec::SameFamily {
+            field,
+            values: [w[0], w[1]],
+        }),
+        None => Ok(addresses),
+    }
+}
+
+/// Why packets to the outside cannot have this source address.
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    match address {
+        _ if address.is_unspecified() => Some("the unspecified address"),
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        _ if link_local => Some("a link-local address"),
+        IpAddr::V4(a) if a.is_broadcast() => Some("the broadcast address"),
+        IpAddr::V6(a) if a.to_ipv4_mapped().is_some() => Some("an IPv4 address written as IPv6"),
+        _ => None,
+    }
+}
+
+fn parse_cidrs(field: &'static str, texts: &[String]) -> Result<Vec<Interval>, InvalidSpec> {
+    let mut intervals = Vec::with_capacity(texts.len());
+    for text in texts {
+        let value: IpNet = text.parse().map_err(|_| InvalidSpec::Cidr {
+            field,
+            value: text.clone(),
+        })?;
+        let net = value.trunc();
+        if net != value {
+            return Err(InvalidSpec::HostBits { field, value, net });
+        }
+        intervals.push(Interval::from(net));
+    }
+    Ok(ranges::merge(intervals))
+}
+
+fn named_families(included: &[Interval]) -> Option<BTreeSet<Family>> {
+    (!included.is_empty()).then(|| included.iter().map(|i| Family::from(i.first())).collect())
+}
+
+fn or_everything(included: Vec<Interval>) -> Vec<Interval> {
+    if included.is_empty() {
+        ranges::everything()
+    } else {
+        included
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(yaml: &str) -> Result<ValidPolicy, InvalidSpec> {
+        ValidPolicy::parse(&serde_yaml_ng::from_str(yaml).unwrap())
+    }
+
+    #[test]
+    fn a_spec_without_destinations_means_all_of_both_families() {
+        let policy = parse("{selectors: [{podSelector: {}}], egressSourceIP: 192.0.2.1}").unwrap();
+        assert_eq!(policy.destinations, ranges::everything());
+        assert_eq!(policy.named_families, None);
+        assert_eq!(policy.priority, 100);
+    }
+
+    #[test]
+    fn exclusions_are_taken_out() {
+        let policy = parse(
+            "{selectors: [{podSelector: {}}], egressSourceIPs: ['2001:db8::1', 192.0.2.1],
+              destinationCIDRs: [198.51.100.0/24, '2001:db8:1::/64'],
+              excludedCIDRs: [198.51.100.128/25, '2001:db8:1::/65']}",
+        )
+        .unwrap();
+        let texts: Vec<String> = policy.destinations.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "198.51.100.0-198.51.100.127",
+                "2001:db8:1:0:8000::-2001:db8:1:0:ffff:ffff:ffff:ffff"
+            ]
+        );
+        let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
+        assert_eq!(policy.gateway, GatewayChoice::HolderOf(addresses.into()));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_with_what_to_write() {
+        let all = "selectors: [{podSelector: {}}]";
+        for (spec, says) in [
+            (format!("{{{all}}}"), "set exactly one of"),
+            (
+                format!("{{{all}, egressSourceIP: a, egressGateway: {{nodeSelector: {{}}}}}}"),
+                "set exactly one of",
+            ),
+            (format!("{{{all}, egressSourceIP: 192.0.2}}"), "is not an IP address"),
+            (format!("{{{all}, egressSourceIP: 127.0.0.1}}"), "a loopback address"),
+            (format!("{{{all}, egressSourceIP: 'fe80::1'}}"), "a link-local address"),
+            (
+                format!("{{{all}, egressSourceIP: '::ffff:192.0.2.1'}}"),
+                "written as IPv6",
+            ),
+            (
+                format!("{{{all}, egressSourceIPs: [192.0.2.1, 192.0.2.2]}}"),
+                "of the same family",
+            ),
+            (
+                format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: [1.2.3.4]}}"),
+                "is not a CIDR",
+            ),
+            (
+                format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: [192.0.2.7/24]}}"),
+                "write 192.0.2.0/24",
+            ),
+            (
+                format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: ['2001:db8::/32']}}"),
+                "of the family of the egress address",
+            ),
+            (
+                format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: [10.0.0.0/9], excludedCIDRs: [10.0.0.0/8]}}"),
+                "leave nothing",
+            ),
+            (
+                format!("{{{all}, egressGateway: {{nodeSelector: {{}}, interface: eth1, egressIP: 192.0.2.1}}}}"),
+                "set at most one of",
+            ),
+            ("{selectors: [], egressSourceIP: 192.0.2.1}".into(), "selectors is empty"),
+            ("{selectors: [{}], egressSourceIP: 192.0.2.1}".into(), "selectors[0]"),
+            (
+                "{selectors: [{podSelector: {matchLabels: {a: b}, matchExpressions: [{key: a, operator: DoesNotExist}]}}], egressSourceIP: 192.0.2.1}".into(),
+                "selectors[0].podSelector can match nothing",
+            ),
+        ] {
+            let error = parse(&spec).expect_err(&spec).to_string();
+            assert!(error.contains(says), "{spec}\n{error}");
+        }
+    }
+
+    #[test]
+    fn a_guard_reads_what_it_can_and_captures_the_rest() {
+        let spec = "{selectors: [{podSelector: {}}], egressSourceIP: 192.0.2.1, destinationCIDRs: [CIDRS]}";
+        let guard = |cidrs: &str| {
+            ValidPolicy::guard(&serde_yaml_ng::from_str(&spec.replace("CIDRS", cidrs)).unwrap()).destinations
+        };
+        assert_eq!(guard("10.0.0.0/8").len(), 1);
+        assert_eq!(guard("10.0.0.0/8, nonsense"), ranges::everything());
+    }
+}
