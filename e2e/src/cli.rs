@@ -6,11 +6,12 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    cluster::{self, Cluster, Lock},
+    cluster::{self, Cluster},
     echo, images,
     kube_proxy::KubeProxyMode,
     kubectl::Kubectl,
     launch,
+    lock::Lock,
     progress::Progress,
     proxy, residue,
     site::{self, Site},

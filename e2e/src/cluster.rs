@@ -1,11 +1,6 @@
 //! A whole cluster: up, down, and what a test asks of it in between.
 
-use std::{
-    fs::{self, File},
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
 use crate::{
     control_plane,
@@ -35,37 +30,6 @@ const ECHO_MANIFEST: &str = include_str!("../manifests/echo.yaml");
 pub struct Cluster {
     site: Site,
     kubectl: Kubectl,
-}
-
-/// Holds a cluster's lock: one `up`, `down` or test run at a time. Freed on drop, and by the kernel
-/// when its holder is killed.
-#[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its lock, which ends with it")] File);
-
-impl Lock {
-    /// Takes the lock, waiting for whoever has it.
-    ///
-    /// # Errors
-    /// When the lock's file cannot be made.
-    pub fn take(site: &Site, progress: &Progress) -> Result<Self> {
-        let path = site.lock_file();
-        let lock = || format!("lock {}", path.display());
-        fs::create_dir_all(Site::shared()).context(lock)?;
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .context(lock)?;
-        if file.try_lock().is_err() {
-            progress.step(&format!(
-                "waiting for another user of {} (lock {})",
-                site.cluster(),
-                path.display()
-            ));
-            file.lock().context(lock)?;
-        }
-        Ok(Self(file))
-    }
 }
 
 impl Cluster {

@@ -18,6 +18,7 @@ pub mod images;
 pub mod kube_proxy;
 pub mod kubectl;
 pub mod launch;
+pub mod lock;
 pub mod netns;
 pub mod network;
 pub mod node;

@@ -164,12 +164,6 @@ impl Site {
         self.folder().join(name)
     }
 
-    /// The file whose lock says who may change the cluster.
-    #[must_use]
-    pub fn lock_file(&self) -> PathBuf {
-        Self::shared().join(format!("{}.lock", self.cluster))
-    }
-
     /// The cluster's control group; everything it runs is below.
     #[must_use]
     pub fn cgroup(&self) -> Cgroup {

@@ -7,10 +7,11 @@ use std::{
 };
 
 use crate::{
-    cluster::{self, Cluster, Lock},
+    cluster::{self, Cluster},
     command,
     error::{Context, Error, Result},
     kube_proxy::KubeProxyMode,
+    lock::Lock,
     progress::Progress,
     site::Site,
 };
