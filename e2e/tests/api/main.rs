@@ -1,0 +1,11 @@
+//! The API server rung: a real etcd and API server on loopback with the chart installed by helm, and no
+//! kubelet, controller or agent. What the cluster's API promises is tested here.
+
+#![expect(clippy::unwrap_used, reason = "what a test needs and does not get ends the test")]
+
+mod admission;
+mod agent_identity;
+mod chart;
+mod kinds;
+mod rights;
+mod support;
