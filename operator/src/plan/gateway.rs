@@ -53,12 +53,18 @@ impl Gateway {
 }
 
 impl<'a> Resolver<'a> {
-    /// Knows, for every address, the nodes that hold it: as the API server or as their agents say.
+    /// Knows, for every address, the nodes that hold it: as their agents say, or, while an agent has not
+    /// spoken, as the kubelet does. An external address (of a cloud's NAT) is not one that a node holds.
     pub fn new(world: &'a World) -> Self {
         let mut holders: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
         for (name, node) in &world.nodes {
-            let reported = world.interfaces(name).iter().flat_map(|i| &i.addresses);
-            for address in node.addresses.iter().chain(&node.internal_ips).chain(reported) {
+            let reported = world.interfaces(name);
+            let unreported = if reported.is_empty() {
+                &node.internal_ips[..]
+            } else {
+                &[]
+            };
+            for address in reported.iter().flat_map(|i| &i.addresses).chain(unreported) {
                 holders.entry(*address).or_default().insert(name);
             }
         }
@@ -106,9 +112,9 @@ impl<'a> Resolver<'a> {
             .filter(|a| holders(a).is_empty())
             .collect();
         if !missing.is_empty() {
-            let (addresses, name) = (list(&missing), "egressSourceIP");
             let message = format!(
-                "no node holds {addresses}: add it to an interface of a node, or set {name} to one that a node holds"
+                "no node holds {}: add that to an interface of a node, or name what a node holds",
+                list(&missing)
             );
             return Err(Verdict::no(Reason::AddressNotFound, message));
         }
@@ -252,7 +258,7 @@ impl Unfit {
             (_, EgressAddresses::Given(addresses)) => Verdict::no(
                 Reason::AddressNotFound,
                 format!(
-                    "none of {names} holds {}: add it to an interface of one, or change the selector",
+                    "none of {names} holds {}: add that to an interface of one, or change the selector",
                     list(addresses)
                 ),
             ),

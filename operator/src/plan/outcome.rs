@@ -39,9 +39,14 @@ pub fn of_policies(
     pods: &BTreeMap<&str, Vec<SelectedPod<'_>>>,
     plans: &BTreeMap<String, EgressPlanSpec>,
 ) -> BTreeMap<String, PolicyOutcome> {
-    let mut matched = vec![0; policies.len()];
-    for policy in pods.values().flatten().flat_map(|p| &p.policies) {
-        matched[*policy] += 1;
+    let mut matched = vec![Matched::default(); policies.len()];
+    for pod in pods.values().flatten() {
+        for policy in &pod.policies {
+            matched[*policy].pods += 1;
+            matched[*policy]
+                .families
+                .extend(pod.ips.iter().map(|ip| Family::from(*ip)));
+        }
     }
     let mut nodes = nodes_by_policy(plans);
     let in_force: BTreeMap<&str, (usize, &InForce)> = policies
@@ -55,13 +60,14 @@ pub fn of_policies(
             None => not_in_force(id, policy),
             Some((index, in_force)) => {
                 let nodes = nodes.remove(&in_force.id).unwrap_or_default();
+                let matched = &matched[*index];
                 PolicyOutcome {
                     id,
-                    accepted: accepted(policy),
-                    gateway_ready: gateway_ready(in_force),
+                    accepted: accepted(policy, matched),
+                    gateway_ready: gateway_ready(in_force, matched),
                     gateway: in_force.resolution.gateway.clone(),
                     degraded: degraded(in_force, &nodes, plans),
-                    matched_pods: matched[*index],
+                    matched_pods: matched.pods,
                     nodes,
                 }
             }
@@ -69,6 +75,15 @@ pub fn of_policies(
         (name.clone(), outcome)
     };
     world.policies.iter().map(outcome).collect()
+}
+
+/// The pods that a policy selects.
+#[derive(Clone, Debug, Default)]
+struct Matched {
+    /// How many.
+    pods: usize,
+    /// The families of their addresses.
+    families: BTreeSet<Family>,
 }
 
 fn nodes_by_policy(plans: &BTreeMap<String, EgressPlanSpec>) -> BTreeMap<u16, BTreeSet<String>> {
@@ -83,7 +98,7 @@ fn nodes_by_policy(plans: &BTreeMap<String, EgressPlanSpec>) -> BTreeMap<u16, BT
 
 fn not_in_force(id: Option<u16>, policy: &Policy) -> PolicyOutcome {
     let accepted = match &policy.spec {
-        PolicySpec::Refused(_) => accepted(policy),
+        PolicySpec::Refused(_) => accepted(policy, &Matched::default()),
         _ => Verdict::no(
             Reason::IdsExhausted,
             "all 16383 policy ids are taken: delete policies, or say more in one",
@@ -100,8 +115,12 @@ fn not_in_force(id: Option<u16>, policy: &Policy) -> PolicyOutcome {
     }
 }
 
-fn accepted(policy: &Policy) -> Verdict {
+fn accepted(policy: &Policy, matched: &Matched) -> Verdict {
     match &policy.spec {
+        PolicySpec::Valid(_) if matched.pods == 0 => Verdict::yes(
+            Reason::Accepted,
+            "the spec is in force, but no pod matches its selectors",
+        ),
         PolicySpec::Valid(_) => Verdict::yes(Reason::Accepted, "the spec is in force"),
         PolicySpec::Kept {
             generation, error, ..
@@ -112,8 +131,9 @@ fn accepted(policy: &Policy) -> Verdict {
         PolicySpec::Guarded { guard, error } => Verdict::no(
             Reason::InvalidSpec,
             format!(
-                "{error}. The spec that was in force is not known any more: until this one is corrected, {}",
-                without_gateway(guard.no_gateway)
+                "{error}. The spec that was in force is not known any more: until this one is corrected, \
+                 the packets of the selected pods {}",
+                fate(guard.no_gateway)
             ),
         ),
         PolicySpec::Refused(error) => {
@@ -122,26 +142,25 @@ fn accepted(policy: &Policy) -> Verdict {
     }
 }
 
-fn without_gateway(no_gateway: NoGateway) -> &'static str {
+/// What becomes of packets that no gateway can take.
+fn fate(no_gateway: NoGateway) -> &'static str {
     match no_gateway {
-        NoGateway::Drop => "packets of the selected pods are dropped",
-        NoGateway::NodeIP => "packets of the selected pods leave with their node's address",
+        NoGateway::Drop => "are dropped",
+        NoGateway::NodeIP => "leave with their node's address",
     }
 }
 
-/// The resolver's verdict; it names a family that is captured but not served, where the user named none.
-fn gateway_ready(policy: &InForce<'_>) -> Verdict {
+/// The resolver's verdict. Where the user named no destinations, it also names a family of the pods that is
+/// captured and not served: nothing is wrong with that, but it should not surprise.
+fn gateway_ready(policy: &InForce<'_>, matched: &Matched) -> Verdict {
     let mut verdict = policy.resolution.verdict.clone();
-    if policy.spec.named_families.is_none()
-        && let Some(family) = unserved(policy).first()
-    {
-        let fate = match policy.spec.no_gateway {
-            NoGateway::Drop => "is dropped",
-            NoGateway::NodeIP => "leaves with the node's address",
-        };
-        verdict
-            .message
-            .push_str(&format!("; {family:?} {fate}, since there is no address of it"));
+    let unserved = unserved(policy);
+    let surprise = unserved.iter().find(|family| matched.families.contains(family));
+    if let (None, Some(family)) = (&policy.spec.named_families, surprise) {
+        let fate = fate(policy.spec.no_gateway);
+        verdict.message.push_str(&format!(
+            "; without an {family:?} address, {family:?} packets {fate}"
+        ));
     }
     verdict
 }
@@ -175,9 +194,9 @@ fn degraded(
     {
         let node = &gateway.node;
         let message = format!(
-            "destinationCIDRs name {family:?}, but gateway {node} has no {family:?} address to send with: \
-             {} there; add an address, or remove these CIDRs",
-            without_gateway(policy.spec.no_gateway)
+            "destinationCIDRs name {family:?}, but {node} has no {family:?} address to send with: \
+             such packets {}; add an address, or remove these CIDRs",
+            fate(policy.spec.no_gateway)
         );
         reasons.push((Reason::FamilyNotServed, message));
     }
@@ -190,9 +209,9 @@ fn degraded(
     let rootless: Vec<&str> = rootless.map(String::as_str).collect();
     if !rootless.is_empty() {
         let message = format!(
-            "{} have no InternalIP of the cluster's first family to tunnel from: {} there",
+            "{} have no InternalIP of the cluster's first family to tunnel from: packets of their pods {}",
             some_of(rootless),
-            without_gateway(policy.spec.no_gateway)
+            fate(policy.spec.no_gateway)
         );
         reasons.push((Reason::SourceWithoutUnderlay, message));
     }

@@ -1,0 +1,439 @@
+//! Random worlds, small enough that everything meets: as seeds, from which both the objects of the API server
+//! and the model's answers are made.
+
+use std::net::IpAddr;
+
+use egressnat_crds::plan::EgressPlanStatus;
+use egressnat_operator::convert;
+use egressnat_operator::plan::Outcome;
+use egressnat_operator::store::{Change, Delta, Store};
+use egressnat_operator::world::{ExistingPlan, World};
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// Destinations that contain one another, at both ends of both families.
+const CIDRS: [&str; 9] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.1.7/32",
+    "255.255.255.0/24",
+    "::/0",
+    "2001:db8::/32",
+    "2001:db8:1::7/128",
+    "ffff::/16",
+];
+
+/// Addresses inside and around every one of [`CIDRS`].
+pub fn probes() -> Vec<IpAddr> {
+    let texts = [
+        "0.0.0.0",
+        "9.255.255.255",
+        "10.0.0.0",
+        "10.1.0.0",
+        "10.1.1.6",
+        "10.1.1.7",
+        "10.1.1.8",
+        "10.2.0.0",
+        "11.0.0.0",
+        "255.255.255.255",
+        "::",
+        "2001:db8::1",
+        "2001:db8:1::6",
+        "2001:db8:1::7",
+        "2001:db8:1::8",
+        "2001:db9::",
+        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    ];
+    texts.iter().map(|t| t.parse().unwrap()).collect()
+}
+
+/// A moment.
+pub fn time(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+}
+
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub struct Seeds {
+    pub nodes: Vec<NodeSeed>,
+    pub pods: Vec<PodSeed>,
+    pub policies: Vec<PolicySeed>,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeSeed {
+    number: usize,
+    ready: bool,
+    /// Its pods' addresses lie in its pod ranges.
+    ranges: bool,
+    /// It has addresses at all.
+    addresses: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct PodSeed {
+    number: usize,
+    node: usize,
+    namespace: usize,
+    app: usize,
+    /// The last part of its addresses; `None` while it has none.
+    host: Option<u8>,
+    phase: &'static str,
+    host_network: bool,
+    pub deleting: bool,
+    pub created: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct PolicySeed {
+    number: usize,
+    pub priority: i32,
+    pub created: i64,
+    /// Per entry: namespace, app, node; at least one of them.
+    entries: Vec<(Option<usize>, Option<usize>, Option<usize>)>,
+    destinations: Vec<usize>,
+    exclusions: Vec<usize>,
+    gateway: GatewaySeed,
+    node_ip: bool,
+}
+
+#[derive(Clone, Debug)]
+enum GatewaySeed {
+    V4(usize),
+    V6(usize),
+    Both(usize),
+    Chosen,
+    Unheld,
+}
+
+prop_compose! {
+    fn node()(ready in proptest::bool::weighted(0.8), ranges in any::<bool>(), addresses in proptest::bool::weighted(0.9))
+        -> NodeSeed
+    {
+        NodeSeed { number: 0, ready, ranges, addresses }
+    }
+}
+
+prop_compose! {
+    fn pod()(
+        (node, namespace, app) in (0..4usize, 0..2usize, 0..3usize),
+        host in proptest::option::weighted(0.9, 1..5u8),
+        phase in proptest::sample::select(vec!["Running", "Running", "Running", "Pending", "Succeeded", "Failed"]),
+        host_network in proptest::bool::weighted(0.1),
+        deleting in proptest::bool::weighted(0.2),
+        created in 0..3i64,
+    ) -> PodSeed {
+        PodSeed { number: 0, node, namespace, app, host, phase, host_network, deleting, created }
+    }
+}
+
+prop_compose! {
+    fn entry()(which in 1..8u8, namespace in 0..2usize, app in 0..3usize, node in 0..4usize)
+        -> (Option<usize>, Option<usize>, Option<usize>)
+    {
+        let given = |bit: u8, value: usize| (which & bit != 0).then_some(value);
+        (given(1, namespace), given(2, app), given(4, node))
+    }
+}
+
+prop_compose! {
+    fn policy()(
+        priority in 0..3i32,
+        created in 0..2i64,
+        entries in vec(entry(), 1..3),
+        destinations in vec(0..CIDRS.len(), 0..4),
+        exclusions in vec(0..CIDRS.len(), 0..3),
+        gateway in prop_oneof![
+            (0..4usize).prop_map(GatewaySeed::V4),
+            (0..4usize).prop_map(GatewaySeed::V6),
+            (0..4usize).prop_map(GatewaySeed::Both),
+            Just(GatewaySeed::Chosen),
+            Just(GatewaySeed::Unheld),
+        ],
+        node_ip in any::<bool>(),
+    ) -> PolicySeed {
+        PolicySeed { number: 0, priority, created, entries, destinations, exclusions, gateway, node_ip }
+    }
+}
+
+/// Random worlds.
+pub fn seeds() -> impl Strategy<Value = Seeds> {
+    (vec(node(), 1..5), vec(pod(), 0..9), vec(policy(), 0..6)).prop_map(
+        |(mut nodes, mut pods, mut policies)| {
+            nodes.iter_mut().enumerate().for_each(|(i, n)| n.number = i);
+            pods.iter_mut().enumerate().for_each(|(i, p)| p.number = i);
+            policies.iter_mut().enumerate().for_each(|(i, p)| p.number = i);
+            Seeds {
+                nodes,
+                pods,
+                policies,
+            }
+        },
+    )
+}
+
+impl Seeds {
+    /// The objects, as the watches show them.
+    pub fn changes(&self) -> Vec<Change> {
+        let namespaces = (0..2).map(|n| {
+            let object = json!({"metadata": {"name": namespace(n), "labels": {"name": namespace(n)}}});
+            Change::Namespaces(Delta::Set(namespace(n), convert::namespace(read(object))))
+        });
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|n| Change::Nodes(Delta::Set(n.name(), convert::node(read(n.object())))));
+        let pods = self
+            .pods
+            .iter()
+            .map(|p| Change::Pods(Delta::Set(p.key(), convert::pod(read(p.object())))));
+        let policies = self
+            .policies
+            .iter()
+            .map(|p| Change::Policies(Delta::Set(p.name(), convert::policy(read(p.object())))));
+        namespaces.chain(nodes).chain(pods).chain(policies).collect()
+    }
+
+    /// Their deletions.
+    pub fn deletions(&self) -> Vec<Change> {
+        let nodes = self.nodes.iter().map(|n| Change::Nodes(Delta::Gone(n.name())));
+        let pods = self.pods.iter().map(|p| Change::Pods(Delta::Gone(p.key())));
+        let policies = self
+            .policies
+            .iter()
+            .map(|p| Change::Policies(Delta::Gone(p.name())));
+        nodes.chain(pods).chain(policies).collect()
+    }
+
+    /// The world of these objects.
+    pub fn world(&self) -> World {
+        let mut store = Store::default();
+        for change in self.changes() {
+            store.apply(change);
+        }
+        store.world().clone()
+    }
+
+    /// Whether any destination is left to the policy, and one that its addresses could serve.
+    pub fn in_force(&self, policy: &PolicySeed) -> bool {
+        let (included, excluded) = (cidrs(&policy.destinations), cidrs(&policy.exclusions));
+        let all = if included.is_empty() {
+            cidrs(&[0, 5])
+        } else {
+            included.clone()
+        };
+        // No two of the ranges make up a third, so that only a single one can cover another.
+        let left = all.iter().any(|i| !excluded.iter().any(|e| e.contains(i)));
+        let served = match policy.gateway {
+            GatewaySeed::V4(_) | GatewaySeed::Unheld => included.iter().any(|c| c.addr().is_ipv4()),
+            GatewaySeed::V6(_) => included.iter().any(|c| c.addr().is_ipv6()),
+            GatewaySeed::Both(_) | GatewaySeed::Chosen => true,
+        };
+        left && (included.is_empty() || served)
+    }
+
+    /// Whether the policy selects the pod, which must be live and on a node that is there.
+    pub fn selects(&self, policy: &PolicySeed, pod: &PodSeed) -> bool {
+        let is = |wanted: Option<usize>, value: usize| wanted.is_none_or(|w| w == value);
+        pod.is_live()
+            && self.nodes.iter().any(|n| n.number == pod.node)
+            && policy.entries.iter().any(|(namespace, app, node)| {
+                is(*namespace, pod.namespace) && is(*app, pod.app) && is(*node, pod.node)
+            })
+    }
+}
+
+impl NodeSeed {
+    fn name(&self) -> String {
+        node_name(self.number)
+    }
+
+    fn object(&self) -> Value {
+        let n = self.number;
+        let ranges = match self.ranges {
+            true => json!([format!("10.244.{n}.0/24"), format!("fd00:10:244:{n}::/64")]),
+            false => json!([]),
+        };
+        let addresses = match self.addresses {
+            true => json!([
+                {"type": "InternalIP", "address": v4_of(n)},
+                {"type": "InternalIP", "address": v6_of(n)},
+            ]),
+            false => json!([]),
+        };
+        let ready = if self.ready { "True" } else { "False" };
+        json!({
+            "metadata": {"name": self.name(), "uid": self.name(), "labels": {"name": self.name()}},
+            "spec": {"podCIDRs": ranges},
+            "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": ready}]},
+        })
+    }
+}
+
+impl PodSeed {
+    pub fn uid(&self) -> String {
+        format!("pod-{}", self.number)
+    }
+
+    pub fn node(&self) -> String {
+        node_name(self.node)
+    }
+
+    pub fn is_live(&self) -> bool {
+        !self.host_network && !matches!(self.phase, "Succeeded" | "Failed")
+    }
+
+    pub fn ips(&self) -> Vec<IpAddr> {
+        let of = |host: u8| {
+            [
+                format!("10.244.{}.{host}", self.node),
+                format!("fd00:10:244:{}::{host}", self.node),
+            ]
+        };
+        let texts = self.host.map(of).into_iter().flatten();
+        texts.map(|t| t.parse().unwrap()).collect()
+    }
+
+    fn key(&self) -> String {
+        format!("{}/{}", namespace(self.namespace), self.uid())
+    }
+
+    fn object(&self) -> Value {
+        let ips: Vec<Value> = self.ips().iter().map(|ip| json!({"ip": ip})).collect();
+        json!({
+            "metadata": {
+                "namespace": namespace(self.namespace),
+                "name": self.uid(),
+                "uid": self.uid(),
+                "creationTimestamp": time(self.created),
+                "deletionTimestamp": self.deleting.then(|| time(100)),
+                "labels": {"app": app(self.app)},
+            },
+            "spec": {"nodeName": self.node(), "hostNetwork": self.host_network},
+            "status": {"phase": self.phase, "podIPs": ips},
+        })
+    }
+}
+
+impl PolicySeed {
+    pub fn name(&self) -> String {
+        format!("policy-{}", self.number)
+    }
+
+    /// Whether the destination is one of the policy's.
+    pub fn wants(&self, destination: IpAddr) -> bool {
+        let within = |cidrs: Vec<IpNet>| cidrs.iter().any(|c| c.contains(&destination));
+        (self.destinations.is_empty() || within(cidrs(&self.destinations)))
+            && !within(cidrs(&self.exclusions))
+    }
+
+    fn object(&self) -> Value {
+        let entries: Vec<Value> = self.entries.iter().map(entry_object).collect();
+        let mut spec = json!({
+            "priority": self.priority,
+            "selectors": entries,
+            "destinationCIDRs": cidrs(&self.destinations),
+            "excludedCIDRs": cidrs(&self.exclusions),
+            "noGateway": if self.node_ip { "NodeIP" } else { "Drop" },
+        });
+        let (field, value) = match self.gateway {
+            GatewaySeed::V4(n) => ("egressSourceIP", json!(v4_of(n))),
+            GatewaySeed::V6(n) => ("egressSourceIP", json!(v6_of(n))),
+            GatewaySeed::Both(n) => ("egressSourceIPs", json!([v4_of(n), v6_of(n)])),
+            GatewaySeed::Chosen => ("egressGateway", json!({"nodeSelector": {}})),
+            GatewaySeed::Unheld => ("egressSourceIP", json!("192.0.2.99")),
+        };
+        spec[field] = value;
+        json!({
+            "apiVersion": "egressnat.io/v1alpha1",
+            "kind": "EgressNATPolicy",
+            "metadata": {
+                "name": self.name(),
+                "uid": format!("{}-{}-{}", self.name(), self.priority, self.entries.len()),
+                "generation": 1,
+                "creationTimestamp": time(self.created),
+            },
+            "spec": spec,
+        })
+    }
+}
+
+/// Makes the world as it is when every plan is written and every agent has done its work.
+pub fn program(world: &mut World, outcome: &Outcome) {
+    world.plans = outcome
+        .plans
+        .iter()
+        .map(|(node, spec)| {
+            let ready = Condition {
+                last_transition_time: Time(time(0)),
+                message: String::new(),
+                observed_generation: Some(1),
+                reason: "Programmed".into(),
+                status: "True".into(),
+                type_: "Ready".into(),
+            };
+            let plan = ExistingPlan {
+                uid: node.clone(),
+                owner: Some(world.nodes[node].uid.clone()),
+                generation: 1,
+                spec: spec.clone(),
+                status: EgressPlanStatus {
+                    observed_generation: Some(1),
+                    conditions: vec![ready],
+                    ..EgressPlanStatus::default()
+                },
+            };
+            (node.clone(), plan)
+        })
+        .collect();
+}
+
+fn entry_object(
+    (namespace_wanted, app_wanted, node_wanted): &(Option<usize>, Option<usize>, Option<usize>),
+) -> Value {
+    let mut entry = json!({});
+    if let Some(n) = namespace_wanted {
+        entry["namespaceSelector"] = json!({"matchLabels": {"name": namespace(*n)}});
+    }
+    if let Some(n) = app_wanted {
+        entry["podSelector"] =
+            json!({"matchExpressions": [{"key": "app", "operator": "In", "values": [app(*n)]}]});
+    }
+    if let Some(n) = node_wanted {
+        entry["nodeSelector"] = json!({"matchLabels": {"name": node_name(*n)}});
+    }
+    entry
+}
+
+fn cidrs(indexes: &[usize]) -> Vec<IpNet> {
+    indexes.iter().map(|i| CIDRS[*i].parse().unwrap()).collect()
+}
+
+fn namespace(n: usize) -> String {
+    format!("namespace-{n}")
+}
+
+fn app(n: usize) -> String {
+    format!("app-{n}")
+}
+
+fn node_name(n: usize) -> String {
+    format!("node-{n}")
+}
+
+fn v4_of(n: usize) -> String {
+    format!("172.18.0.{}", n + 1)
+}
+
+fn v6_of(n: usize) -> String {
+    format!("fc00::{}", n + 1)
+}
+
+fn read<T: serde::de::DeserializeOwned>(object: Value) -> T {
+    serde_json::from_value(object).unwrap()
+}
