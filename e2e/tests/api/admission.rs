@@ -255,7 +255,7 @@ fn against_the_schema() -> Vec<Refused> {
 
 #[tokio::test]
 async fn what_is_right_is_accepted() {
-    let client = admin().await;
+    let client = shared().admin().await;
     for change in accepted() {
         if let Err(error) = create(&client, &changed(&change)).await {
             panic!("{change} was refused: {error}");
@@ -265,7 +265,7 @@ async fn what_is_right_is_accepted() {
 
 #[tokio::test]
 async fn every_rule_refuses_what_breaks_it_and_says_why() {
-    let client = admin().await;
+    let client = shared().admin().await;
     for (change, field, message) in against_rules().into_iter().chain(against_the_schema()) {
         let causes = refusal(&client, &changed(&change)).await;
         let [(named, text)] = causes.as_slice() else {
@@ -300,7 +300,7 @@ fn no_rule_is_without_a_case() {
 
 #[tokio::test]
 async fn an_unknown_field_is_refused() {
-    let client = admin().await;
+    let client = shared().admin().await;
     for (change, name) in [
         (
             json!({"destinationCIDR": ["192.0.2.0/24"]}),
@@ -327,7 +327,7 @@ async fn an_unknown_field_is_refused() {
 
 #[tokio::test]
 async fn defaults_are_filled_in() {
-    let made = create(&admin().await, &good()).await.unwrap();
+    let made = create(&shared().admin().await, &good()).await.unwrap();
     assert_eq!(made["spec"]["priority"], 100);
     assert_eq!(made["spec"]["noGateway"], "Drop");
 }

@@ -18,20 +18,20 @@ const NAMES_NO_NODE: &str = "this token of the egressnat agent names no node";
 #[tokio::test]
 async fn an_agent_writes_the_status_of_its_own_plan_only() {
     make_plans(["own-a", "own-b"]).await;
-    let agent = agent_of("own-a").await;
+    let agent = shared().agent_of("own-a").await;
     report(&agent, "own-a").await.unwrap();
     let message = refusal(&agent, "own-b").await;
     assert!(
         message.contains("the egressnat agent of node own-a may not write the plan of node own-b"),
         "{message}"
     );
-    report(&agent_of("own-b").await, "own-b").await.unwrap();
+    report(&shared().agent_of("own-b").await, "own-b").await.unwrap();
 }
 
 #[tokio::test]
 async fn the_token_in_an_agents_pod_is_bound_to_its_node() {
     make_plans(["pod-a", "pod-b"]).await;
-    agent_of("pod-a").await;
+    shared().agent_of("pod-a").await;
     let pod = agent_pod("pod-a").await;
     let bound_to = BoundObjectReference {
         api_version: Some("v1".into()),
@@ -39,7 +39,9 @@ async fn the_token_in_an_agents_pod_is_bound_to_its_node() {
         name: pod.metadata.name,
         uid: pod.metadata.uid,
     };
-    let agent = client_with(token(AGENT, Some(bound_to)).await).await;
+    let agent = shared()
+        .client_with(shared().token(AGENT, Some(bound_to)).await)
+        .await;
     report(&agent, "pod-a").await.unwrap();
     let message = refusal(&agent, "pod-b").await;
     assert!(
@@ -51,12 +53,12 @@ async fn the_token_in_an_agents_pod_is_bound_to_its_node() {
 #[tokio::test]
 async fn a_token_that_names_no_node_is_refused() {
     make_plans(["unbound"]).await;
-    let unbound = client_with(token(AGENT, None).await).await;
+    let unbound = shared().client_of(AGENT).await;
     let message = refusal(&unbound, "unbound").await;
     assert!(message.contains(NAMES_NO_NODE), "{message}");
 
     // Nothing beside the user's name at all, as by impersonation.
-    let mut config = config(server()).await;
+    let mut config = shared().config().await;
     config.auth_info.impersonate = Some(format!("system:serviceaccount:{NAMESPACE}:{AGENT}"));
     let bare = Client::try_from(config).unwrap();
     let message = refusal(&bare, "unbound").await;
@@ -66,7 +68,7 @@ async fn a_token_that_names_no_node_is_refused() {
 #[tokio::test]
 async fn an_agent_changes_no_spec_and_makes_no_plan() {
     make_plans(["spec-only"]).await;
-    let agent: Api<EgressPlan> = Api::all(agent_of("spec-only").await);
+    let agent: Api<EgressPlan> = Api::all(shared().agent_of("spec-only").await);
     let as_agent = PatchParams::apply(AGENT_MANAGER);
     for answer in [
         agent
@@ -84,13 +86,13 @@ async fn an_agent_changes_no_spec_and_makes_no_plan() {
         };
         assert!([403, 404].contains(&status.code), "{}", status.message);
     }
-    let plans: Api<EgressPlan> = Api::all(admin().await);
+    let plans: Api<EgressPlan> = Api::all(shared().admin().await);
     assert!(plans.get_opt("not-there").await.unwrap().is_none());
 }
 
 #[tokio::test]
 async fn the_operator_is_not_bound_to_a_node() {
-    let operator: Api<EgressPlan> = Api::all(client_with(token(OPERATOR, None).await).await);
+    let operator: Api<EgressPlan> = Api::all(shared().client_of(OPERATOR).await);
     let apply = PatchParams::apply(OPERATOR_MANAGER);
     for node in ["any-a", "any-b"] {
         operator
@@ -102,7 +104,7 @@ async fn the_operator_is_not_bound_to_a_node() {
 }
 
 async fn make_plans<const N: usize>(nodes: [&str; N]) {
-    let plans: Api<EgressPlan> = Api::all(admin().await);
+    let plans: Api<EgressPlan> = Api::all(shared().admin().await);
     for node in nodes {
         plans
             .patch(
@@ -136,7 +138,7 @@ async fn refusal(client: &Client, node: &str) -> String {
 
 /// A pod as the DaemonSet controller makes it for this node.
 async fn agent_pod(node: &str) -> Pod {
-    let client = admin().await;
+    let client = shared().admin().await;
     let agents: DaemonSet = Api::namespaced(client.clone(), NAMESPACE)
         .get(AGENT)
         .await

@@ -163,23 +163,22 @@ async fn the_api_server_takes_every_object_as_it_is() {
     ];
     let objects = render(&values).unwrap();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-    let mut kubectl = server().kubectl();
-    // As somebody else's field manager, since the release is installed: nothing is written.
-    kubectl.args([
+    // Somebody else's field manager, since the release is installed: nothing is written.
+    let apply = [
         "apply",
         "--server-side",
         "--force-conflicts",
         "--dry-run=server",
         "--validate=strict",
         "-f-",
-    ]);
-    let taken = command::output_with_input(&mut kubectl, &list).unwrap();
+    ];
+    let taken = shared().kubectl(&apply, &list);
     assert_eq!(taken.lines().count(), objects.len(), "{taken}");
 }
 
 #[tokio::test]
 async fn the_operators_pod_meets_the_restricted_pod_security_standard() {
-    let client = admin().await;
+    let client = shared().admin().await;
     let namespace = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "restricted", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use egressnat_crds::{AGENT_MANAGER, EgressNATPolicy, EgressPlan, OPERATOR_MANAGER};
-use egressnat_e2e::{command, site::Site};
+use egressnat_e2e::site::Site;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, CustomResourceExt, ResourceExt,
@@ -31,7 +31,8 @@ fn the_chart_has_the_crds_of_the_types() {
 
 #[tokio::test]
 async fn short_names_and_the_category_are_served() {
-    let resources = admin()
+    let resources = shared()
+        .admin()
         .await
         .list_api_group_resources("egressnat.io/v1alpha1")
         .await
@@ -50,13 +51,13 @@ async fn short_names_and_the_category_are_served() {
                 .iter()
                 .any(|resource| resource.name == format!("{plural}/status"))
         );
-        command::output(server().kubectl().args(["get", short])).unwrap();
+        shared().kubectl(&["get", short], "");
     }
 }
 
 #[tokio::test]
 async fn a_policy_shows_its_gateway_address_pods_and_readiness() {
-    let client = admin().await;
+    let client = shared().admin().await;
     let policies: Api<EgressNATPolicy> = Api::all(client.clone());
     let spec = json!({"selectors": [{"podSelector": {}}], "egressSourceIP": "192.0.2.10"});
     let status = json!({
@@ -95,7 +96,7 @@ async fn a_policy_shows_its_gateway_address_pods_and_readiness() {
 
 #[tokio::test]
 async fn a_plan_shows_whether_its_node_is_ready() {
-    let client = admin().await;
+    let client = shared().admin().await;
     let plans: Api<EgressPlan> = Api::all(client.clone());
     let status = json!({"observedGeneration": 1, "conditions": [condition("Ready", "False", "PortInUse")]});
     let agent = PatchParams::apply(AGENT_MANAGER);
@@ -128,8 +129,8 @@ async fn a_plan_shows_whether_its_node_is_ready() {
 #[tokio::test]
 async fn operator_and_agent_write_their_halves_without_a_conflict() {
     let node = "halves";
-    let operator: Api<EgressPlan> = Api::all(client_with(token(OPERATOR, None).await).await);
-    let agent: Api<EgressPlan> = Api::all(agent_of(node).await);
+    let operator: Api<EgressPlan> = Api::all(shared().client_of(OPERATOR).await);
+    let agent: Api<EgressPlan> = Api::all(shared().agent_of(node).await);
     let (as_operator, as_agent) = (
         PatchParams::apply(OPERATOR_MANAGER),
         PatchParams::apply(AGENT_MANAGER),
@@ -180,7 +181,7 @@ async fn operator_and_agent_write_their_halves_without_a_conflict() {
 
 #[tokio::test]
 async fn what_is_written_to_the_status_leaves_the_spec() {
-    let plans: Api<EgressPlan> = Api::all(admin().await);
+    let plans: Api<EgressPlan> = Api::all(shared().admin().await);
     let spec = json!({"underlay": "192.0.2.1"});
     let before = plans
         .patch("spec", &PatchParams::apply(OPERATOR_MANAGER), &plan("spec", spec))

@@ -1,11 +1,17 @@
 //! The API server rung: a real etcd and API server on loopback with the chart installed by helm, and no
 //! kubelet, controller or agent. What the cluster's API promises is tested here.
 
-#![expect(clippy::unwrap_used, reason = "what a test needs and does not get ends the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test needs and does not get ends the test"
+)]
 
 mod admission;
 mod agent_identity;
 mod chart;
+mod cluster;
 mod kinds;
+mod operator;
 mod rights;
 mod support;
+mod world;

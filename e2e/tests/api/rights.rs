@@ -3,9 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-    SelfSubjectRulesReview, SelfSubjectRulesReviewSpec,
+use k8s_openapi::api::{
+    authorization::v1::{
+        ResourceAttributes, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+        SelfSubjectRulesReview, SelfSubjectRulesReviewSpec,
+    },
+    core::v1::ServiceAccount,
 };
 use kube::{
     Api, Client,
@@ -104,7 +107,7 @@ const NOBODYS_RIGHTS: &[Rights] = &[
 #[tokio::test]
 async fn the_operator_may_do_what_it_does_and_nothing_else() {
     assert_exactly(OPERATOR, OPERATOR_RIGHTS).await;
-    let client = client_with(token(OPERATOR, None).await).await;
+    let client = shared().client_of(OPERATOR).await;
     assert_answers(&client, OPERATOR_RIGHTS, true).await;
     assert_answers(&client, NOBODYS_RIGHTS, false).await;
     assert_answers(
@@ -118,7 +121,7 @@ async fn the_operator_may_do_what_it_does_and_nothing_else() {
 #[tokio::test]
 async fn an_agent_may_do_what_it_does_and_nothing_else() {
     assert_exactly(AGENT, AGENT_RIGHTS).await;
-    let client = client_with(token(AGENT, None).await).await;
+    let client = shared().client_of(AGENT).await;
     assert_answers(&client, AGENT_RIGHTS, true).await;
     assert_answers(&client, NOBODYS_RIGHTS, false).await;
     let operators: &[Rights] = &[
@@ -135,10 +138,7 @@ async fn an_agent_may_do_what_it_does_and_nothing_else() {
 
 /// The account's rules, those of every account taken away, are these rights and no others.
 async fn assert_exactly(account: &str, expected: &[Rights]) {
-    let (own, everybodys) = (
-        client_with(token(account, None).await).await,
-        client_with(token_of_nobody().await).await,
-    );
+    let (own, everybodys) = (shared().client_of(account).await, nobody().await);
     for namespace in [NAMESPACE, "default", "kube-system"] {
         let granted = &rules(&own, namespace).await - &rules(&everybodys, namespace).await;
         let here = expected
@@ -230,13 +230,14 @@ async fn may(client: &Client, namespace: &str, what: &str, verb: &str) -> bool {
     answer.status.unwrap().allowed
 }
 
-/// The token of a service account without a binding: what it may do, every account may.
-async fn token_of_nobody() -> String {
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(admin().await, NAMESPACE);
+/// A service account without a binding: what it may do, every account may.
+async fn nobody() -> Client {
+    let accounts: Api<ServiceAccount> = Api::namespaced(shared().admin().await, NAMESPACE);
     let nobody = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}});
+    let apply = PatchParams::apply("test");
     accounts
-        .patch("nobody", &PatchParams::apply("test"), &Patch::Apply(nobody))
+        .patch("nobody", &apply, &Patch::Apply(nobody))
         .await
         .unwrap();
-    token("nobody", None).await
+    shared().client_of("nobody").await
 }

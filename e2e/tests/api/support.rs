@@ -1,57 +1,18 @@
-//! What the tests of this rung share: one API server with the chart installed, and clients of it.
+//! What the tests of this rung share: names, helm, and the objects they write.
 
-use std::{process::Command, sync::OnceLock, time::Duration};
+use std::process::Command;
 
-use egressnat_e2e::{api_server::ApiServer, command, site::Site, wait};
-use k8s_openapi::api::{
-    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{Node, ServiceAccount},
-};
-use kube::{
-    Api, Client, Config,
-    api::{Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use egressnat_e2e::site::Site;
+use kube::api::Patch;
 use serde_json::{Value, json};
+
+pub use super::cluster::{Cluster, shared};
 
 /// The namespace and the name of the release, as the README has them.
 pub const NAMESPACE: &str = "egressnat-system";
 pub const RELEASE: &str = "egressnat";
 pub const OPERATOR: &str = "egressnat-operator";
 pub const AGENT: &str = "egressnat-agent";
-
-/// The API server of the tests that can share one, with the chart installed.
-pub fn server() -> &'static ApiServer {
-    static SERVER: OnceLock<ApiServer> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let server = ApiServer::start().unwrap_or_else(|error| panic!("{error}"));
-        install_chart(&server);
-        server
-    })
-}
-
-/// `helm install` as a user does it. Nothing runs the pods here, so nothing waits for them.
-pub fn install_chart(server: &ApiServer) {
-    let mut helm = helm();
-    helm.args([
-        "install",
-        RELEASE,
-        &chart(),
-        "--namespace",
-        NAMESPACE,
-        "--create-namespace",
-    ]);
-    command::output(helm.env("KUBECONFIG", server.kubeconfig())).unwrap();
-    wait::until("both CRDs established", Duration::from_secs(30), || {
-        command::output(server.kubectl().args([
-            "wait",
-            "--for=condition=Established",
-            "crd/egressnatpolicies.egressnat.io",
-            "crd/egressplans.egressnat.io",
-        ]))
-    })
-    .unwrap();
-}
 
 pub fn helm() -> Command {
     let helm = Site::program("helm");
@@ -62,60 +23,6 @@ pub fn helm() -> Command {
 /// The chart's folder.
 pub fn chart() -> String {
     Site::root().join("charts/egressnat").display().to_string()
-}
-
-/// The administrator's configuration.
-pub async fn config(server: &ApiServer) -> Config {
-    let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .unwrap()
-}
-
-/// A client with the administrator's rights.
-pub async fn admin() -> Client {
-    Client::try_from(config(server()).await).unwrap()
-}
-
-/// A client that shows this token.
-pub async fn client_with(token: String) -> Client {
-    let mut config = config(server()).await;
-    config.auth_info.token = Some(token.into());
-    Client::try_from(config).unwrap()
-}
-
-/// A token of a service account of the release, bound to an object or to none.
-pub async fn token(account: &str, bound_to: Option<BoundObjectReference>) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(admin().await, NAMESPACE);
-    let request = TokenRequest {
-        spec: TokenRequestSpec {
-            bound_object_ref: bound_to,
-            ..Default::default()
-        },
-        ..Default::default()
-    };
-    let answer = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await
-        .unwrap();
-    answer.status.unwrap().token
-}
-
-/// A client with the token that the agent on this node has; the Node is made if need be.
-pub async fn agent_of(node: &str) -> Client {
-    let nodes: Api<Node> = Api::all(admin().await);
-    let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
-    let made = nodes
-        .patch(node, &PatchParams::apply("test"), &Patch::Apply(object))
-        .await
-        .unwrap();
-    let bound_to = BoundObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Node".into()),
-        name: Some(node.into()),
-        uid: made.metadata.uid,
-    };
-    client_with(token(AGENT, Some(bound_to)).await).await
 }
 
 /// A policy to apply.
