@@ -189,3 +189,96 @@ fn params() -> PatchParams {
 pub async fn request<T>(future: impl Future<Output = kube::Result<T>>) -> Result<T, Request> {
     Ok(timeout(REQUEST_TIMEOUT, future).await??)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::plan;
+    use crate::testing;
+
+    const WORLD: &str = r#"
+kind: Node
+metadata: {name: gateway, uid: gateway}
+status: {addresses: [{type: InternalIP, address: 172.18.0.1}]}
+---
+kind: Node
+metadata: {name: other, uid: other}
+status: {addresses: [{type: InternalIP, address: 172.18.0.2}]}
+---
+kind: Node
+metadata: {name: source, uid: source}
+status: {addresses: [{type: InternalIP, address: 172.18.0.3}]}
+---
+kind: Pod
+metadata: {namespace: default, name: p, uid: p}
+spec: {nodeName: source}
+status: {phase: Running, podIPs: [{ip: 10.0.0.5}]}
+---
+apiVersion: egressnat.io/v1alpha1
+kind: EgressNATPolicy
+metadata: {name: policy, uid: policy, generation: 1}
+spec: {selectors: [{podSelector: {}}], egressSourceIP: ADDRESS}
+"#;
+
+    fn world(address: &str) -> World {
+        testing::world(&WORLD.replace("ADDRESS", address))
+    }
+
+    fn names(waves: &[Vec<PlanWrite>; 3]) -> [Vec<&str>; 3] {
+        waves.each_ref().map(|wave| wave.iter().map(node_of).collect())
+    }
+
+    fn node_of(write: &PlanWrite) -> &str {
+        match write {
+            PlanWrite::Apply { node, .. } | PlanWrite::Delete { node, .. } => node,
+        }
+    }
+
+    /// The world with all plans written.
+    fn written(mut world: World) -> World {
+        for (name, spec) in plan(&world).plans {
+            let plan = ExistingPlan {
+                owner: Some(name.clone()),
+                spec,
+                ..ExistingPlan::default()
+            };
+            world.plans.insert(name, plan);
+        }
+        world
+    }
+
+    #[test]
+    fn a_gateway_is_made_before_its_sources() {
+        let world = world("172.18.0.1");
+        let waves = due(&world, &plan(&world));
+        assert_eq!(names(&waves), [vec!["gateway"], vec!["other", "source"], vec![]]);
+    }
+
+    #[test]
+    fn a_gateway_moves_by_way_of_the_sources() {
+        let mut after = world("172.18.0.2");
+        after.plans = written(world("172.18.0.1")).plans;
+        let waves = due(&after, &plan(&after));
+        assert_eq!(names(&waves), [vec!["other"], vec!["source"], vec!["gateway"]]);
+    }
+
+    #[test]
+    fn what_is_as_it_should_be_is_not_written() {
+        let world = written(world("172.18.0.1"));
+        assert_eq!(names(&due(&world, &plan(&world))), [vec![""; 0], vec![], vec![]]);
+    }
+
+    #[test]
+    fn the_plan_of_a_node_that_is_gone_is_deleted_and_that_of_a_new_node_of_its_name_is_owned_anew() {
+        let mut world = written(world("172.18.0.1"));
+        world.nodes.remove("other");
+        world.nodes.get_mut("source").unwrap().uid = "another".into();
+        let waves = due(&world, &plan(&world));
+        assert!(matches!(&waves[2][..], [PlanWrite::Delete { node, .. }] if node == "other"));
+        let owner_of_source = waves[1].iter().find_map(|write| match write {
+            PlanWrite::Apply { node, owner, .. } if node == "source" => Some(owner.as_str()),
+            _ => None,
+        });
+        assert_eq!(owner_of_source, Some("another"));
+    }
+}

@@ -201,3 +201,164 @@ fn missing_message(outcome: &PolicyOutcome, missing: &[IpAddr]) -> String {
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::plan;
+    use crate::testing;
+
+    const WORLD: &str = r#"
+kind: Node
+metadata: {name: gateway, uid: gateway}
+status: {addresses: [{type: InternalIP, address: 172.18.0.1}, {type: InternalIP, address: "fc00::1"}], conditions: [{type: Ready, status: "True"}]}
+---
+kind: Node
+metadata: {name: source, uid: source}
+status: {addresses: [{type: InternalIP, address: 172.18.0.2}, {type: InternalIP, address: "fc00::2"}], conditions: [{type: Ready, status: "True"}]}
+---
+kind: Pod
+metadata: {namespace: default, name: p, uid: p}
+spec: {nodeName: source}
+status: {phase: Running, podIPs: [{ip: 10.0.0.5}, {ip: "fd00::5"}]}
+---
+apiVersion: egressnat.io/v1alpha1
+kind: EgressNATPolicy
+metadata: {name: policy, uid: policy, generation: 3}
+spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
+"#;
+
+    /// The world, with every plan written and what the agents say of them: by node, the generation, the
+    /// status of condition Ready, and the addresses that are missing.
+    fn world(agents: &[(&str, i64, &str, &[&str])]) -> World {
+        let mut world = testing::world(WORLD);
+        for (node, spec) in plan(&world).plans {
+            let plan = ExistingPlan {
+                generation: 2,
+                spec,
+                ..ExistingPlan::default()
+            };
+            world.plans.insert(node, plan);
+        }
+        for (node, generation, ready, missing) in agents {
+            let status = &mut world.plans.get_mut(*node).unwrap().status;
+            status.observed_generation = Some(*generation);
+            status.conditions = vec![Condition {
+                last_transition_time: Time(testing::time(0)),
+                message: "no tunnel".into(),
+                observed_generation: Some(*generation),
+                reason: "PortTaken".into(),
+                status: ready.to_string(),
+                type_: "Ready".into(),
+            }];
+            status.missing_addresses = missing.iter().map(|a| a.parse().unwrap()).collect();
+        }
+        world
+    }
+
+    fn status_of(world: &World) -> EgressNATPolicyStatus {
+        due(world, &plan(world), testing::time(0))
+            .remove("policy")
+            .unwrap()
+    }
+
+    fn says(status: &EgressNATPolicyStatus, type_: ConditionType) -> (&str, &str) {
+        let condition = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == type_.to_string())
+            .unwrap();
+        assert_eq!(condition.observed_generation, Some(3));
+        (&condition.status, &condition.reason)
+    }
+
+    #[test]
+    fn programmed_when_all_nodes_concerned_say_so_of_this_plan() {
+        for (agents, programmed, reason) in [
+            (&[][..], 0, ("False", "Progressing")),
+            (&[("gateway", 2, "True", &[][..])], 1, ("False", "Progressing")),
+            (
+                &[("gateway", 2, "True", &[]), ("source", 1, "True", &[])],
+                1,
+                ("False", "Progressing"),
+            ),
+            (
+                &[("gateway", 2, "True", &[]), ("source", 2, "Unknown", &[])],
+                1,
+                ("False", "Progressing"),
+            ),
+            (
+                &[("gateway", 2, "True", &[]), ("source", 2, "False", &[])],
+                1,
+                ("False", "NodeFailed"),
+            ),
+            (
+                &[("gateway", 2, "True", &["fc00::1"]), ("source", 2, "True", &[])],
+                2,
+                ("False", "AddressMissing"),
+            ),
+            (
+                &[("gateway", 2, "True", &["fc00::9"]), ("source", 2, "True", &[])],
+                2,
+                ("True", "Programmed"),
+            ),
+        ] {
+            let status = status_of(&world(agents));
+            assert_eq!(status.nodes_concerned, 2);
+            assert_eq!(status.nodes_programmed, programmed, "{agents:?}");
+            assert_eq!(says(&status, ConditionType::Programmed), reason, "{agents:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_not_programmed_with_a_plan_that_is_not_the_one_it_should_have() {
+        let mut world = world(&[("gateway", 2, "True", &[]), ("source", 2, "True", &[])]);
+        world.plans.get_mut("source").unwrap().spec.pods.clear();
+        let status = status_of(&world);
+        assert_eq!(says(&status, ConditionType::Programmed), ("False", "Progressing"));
+        let message = &status.conditions[2].message;
+        assert!(message.ends_with("waiting for source"), "{message}");
+    }
+
+    #[test]
+    fn a_missing_address_degrades_and_names_node_and_address() {
+        let world = world(&[("gateway", 2, "True", &["172.18.0.1"])]);
+        let status = status_of(&world);
+        assert_eq!(says(&status, ConditionType::Degraded), ("True", "AddressMissing"));
+        let message = &status.conditions[3].message;
+        assert!(
+            message.starts_with("gateway does not hold 172.18.0.1"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn time_alone_changes_nothing_and_only_a_change_of_status_sets_it() {
+        let mut world = world(&[]);
+        let first = status_of(&world);
+        world.policies.get_mut("policy").unwrap().status = first.clone();
+        let later = testing::time(1000);
+        assert!(due(&world, &plan(&world), later).is_empty());
+
+        let mut done = self::world(&[("gateway", 2, "True", &[]), ("source", 2, "True", &[])]);
+        done.policies = world.policies.clone();
+        let second = due(&done, &plan(&done), later).remove("policy").unwrap();
+        for (before, after) in first.conditions.iter().zip(&second.conditions) {
+            let moved = before.status != after.status;
+            assert_eq!(after.last_transition_time.0 == later, moved, "{}", after.type_);
+        }
+    }
+
+    #[test]
+    fn what_no_gateway_takes_is_not_programmed() {
+        let mut world = world(&[("gateway", 2, "True", &[]), ("source", 2, "True", &[])]);
+        world.nodes.remove("gateway");
+        let status = status_of(&world);
+        assert_eq!(says(&status, ConditionType::Programmed), ("False", "NoGateway"));
+        assert_eq!(
+            says(&status, ConditionType::GatewayReady),
+            ("False", "AddressNotFound")
+        );
+        assert!(status.gateways.is_empty());
+    }
+}

@@ -216,3 +216,53 @@ impl Node {
             .find(|a| Family::from(*a) == family)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn invalid(generation: i64, accepted_before: bool) -> Policy {
+        let yaml = format!(
+            "{{apiVersion: egressnat.io/v1alpha1, kind: EgressNATPolicy, \
+              metadata: {{name: p, uid: p, generation: {generation}}}, \
+              spec: {{selectors: [{{podSelector: {{}}}}], egressSourceIP: nonsense}}, \
+              status: {{id: {}}}}}",
+            if accepted_before { "7" } else { "null" }
+        );
+        testing::world(&yaml).policies.remove("p").unwrap()
+    }
+
+    #[test]
+    fn the_last_accepted_spec_stays_in_force_through_any_number_of_invalid_ones() {
+        let valid = testing::policy("p");
+        let first = invalid(2, true).after(Some(&valid));
+        let second = invalid(3, true).after(Some(&first));
+        for (policy, seen) in [(&first, 2), (&second, 3)] {
+            assert_eq!(policy.generation, seen);
+            assert_eq!(policy.in_force(), valid.in_force());
+            assert!(matches!(policy.spec, PolicySpec::Kept { generation: 1, .. }));
+        }
+        let corrected = testing::policy("p").after(Some(&second));
+        assert!(matches!(corrected.spec, PolicySpec::Valid(_)));
+    }
+
+    #[test]
+    fn another_policy_of_the_same_name_inherits_nothing() {
+        let mut deleted = testing::policy("p");
+        deleted.uid = "another".into();
+        assert_eq!(invalid(1, false).after(Some(&deleted)).in_force(), None);
+    }
+
+    #[test]
+    fn a_spec_that_was_in_force_before_this_process_is_guarded() {
+        let policy = invalid(2, true).after(None);
+        let guard = policy.in_force().unwrap();
+        assert_eq!(guard.gateway, crate::valid::GatewayChoice::Nowhere);
+        assert_eq!(
+            invalid(2, false).after(None).in_force(),
+            None,
+            "one that never was, is not"
+        );
+    }
+}

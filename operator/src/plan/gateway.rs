@@ -295,3 +295,165 @@ fn list(addresses: &[IpAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     texts.join(" and ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    /// Nodes `a` and `b` have label `egress`, `c` has not; `b` is not Ready; the agent of `c` reports `eth1`.
+    const WORLD: &str = r#"
+kind: Node
+metadata: {name: a, uid: a, labels: {egress: "yes"}}
+status: {addresses: [{type: InternalIP, address: 172.18.0.1}, {type: InternalIP, address: "fc00::1"}, {type: ExternalIP, address: 198.51.100.1}], conditions: [{type: Ready, status: "True"}]}
+---
+kind: Node
+metadata: {name: b, uid: b, labels: {egress: "yes"}}
+status: {addresses: [{type: InternalIP, address: 172.18.0.2}, {type: InternalIP, address: "fc00::2"}], conditions: [{type: Ready, status: "False"}]}
+---
+kind: Node
+metadata: {name: c, uid: c}
+status: {addresses: [{type: InternalIP, address: 172.18.0.3}, {type: InternalIP, address: "fc00::3"}], conditions: [{type: Ready, status: "True"}]}
+---
+kind: Node
+metadata: {name: d, uid: d}
+status: {addresses: [{type: InternalIP, address: "fc00::4"}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: egressnat.io/v1alpha1
+kind: EgressPlan
+metadata: {name: c, uid: c, generation: 1}
+spec: {}
+status:
+  interfaces:
+  - {name: eth0, addresses: [172.18.0.3], defaultRoute: [IPv4]}
+  - {name: eth1, addresses: [192.0.2.3, 192.0.2.33, "2001:db8::3"]}
+  - {name: eth2, addresses: []}
+"#;
+
+    fn resolve(gateway: &str, current: Option<&str>) -> Resolution {
+        let spec = format!("{{selectors: [{{podSelector: {{}}}}], {gateway}}}");
+        let policy = ValidPolicy::parse(&serde_yaml_ng::from_str(&spec).unwrap()).unwrap();
+        let world = testing::world(WORLD);
+        Resolver::new(&world).resolve(&policy, current)
+    }
+
+    fn chosen(gateway: &str, current: Option<&str>) -> (String, String, Reason) {
+        let resolution = resolve(gateway, current);
+        let gateway = resolution.gateway.unwrap();
+        (gateway.node, list(&gateway.addresses), resolution.verdict.reason)
+    }
+
+    #[test]
+    fn the_holder_of_the_address_is_the_gateway() {
+        let (node, addresses, reason) = chosen("egressSourceIP: 172.18.0.1", None);
+        assert_eq!(
+            (node.as_str(), addresses.as_str(), reason),
+            ("a", "172.18.0.1", Reason::GatewayReady)
+        );
+        let (node, addresses, _) = chosen("egressSourceIPs: ['2001:db8::3', 192.0.2.33]", None);
+        assert_eq!(
+            (node.as_str(), addresses.as_str()),
+            ("c", "192.0.2.33 and 2001:db8::3")
+        );
+    }
+
+    #[test]
+    fn the_only_holder_is_the_gateway_even_when_it_is_not_ready() {
+        let (node, _, reason) = chosen("egressSourceIP: 172.18.0.2", None);
+        assert_eq!((node.as_str(), reason), ("b", Reason::GatewayNotReady));
+    }
+
+    #[test]
+    fn the_current_gateway_stays_while_it_is_ready_and_allowed() {
+        let all = "egressGateway: {nodeSelector: {}}";
+        assert_eq!(chosen(all, None).0, "a");
+        assert_eq!(chosen(all, Some("c")).0, "c");
+        assert_eq!(chosen(all, Some("b")).0, "a", "not Ready");
+        assert_eq!(chosen(all, Some("gone")).0, "a");
+        let labelled = "egressGateway: {nodeSelector: {matchLabels: {egress: 'yes'}}}";
+        assert_eq!(chosen(labelled, Some("c")).0, "a", "not allowed");
+    }
+
+    #[test]
+    fn addresses_follow_from_the_interface_or_the_default_route() {
+        let addresses = |gateway: &str| chosen(gateway, Some("c")).1;
+        assert_eq!(
+            addresses("egressGateway: {nodeSelector: {}, interface: eth1}"),
+            "192.0.2.3 and 2001:db8::3"
+        );
+        assert_eq!(addresses("egressGateway: {nodeSelector: {}}"), "172.18.0.3");
+        assert_eq!(
+            chosen("egressGateway: {nodeSelector: {}}", Some("a")).1,
+            "172.18.0.1 and fc00::1",
+            "internal addresses while the agent has not reported"
+        );
+        assert_eq!(
+            addresses("egressGateway: {nodeSelector: {}, egressIP: 192.0.2.33}"),
+            "192.0.2.33"
+        );
+    }
+
+    #[test]
+    fn without_a_gateway_the_reason_says_why() {
+        let labelled = "egressGateway: {nodeSelector: {matchLabels: {egress: 'yes'}}";
+        let unlabelled =
+            "egressGateway: {nodeSelector: {matchExpressions: [{key: egress, operator: DoesNotExist}]}";
+        for (gateway, reason, says) in [
+            (
+                "egressSourceIP: 192.0.2.99".into(),
+                Reason::AddressNotFound,
+                "no node holds 192.0.2.99",
+            ),
+            (
+                "egressSourceIP: 198.51.100.1".into(),
+                Reason::AddressNotFound,
+                "198.51.100.1",
+            ),
+            (
+                "egressSourceIPs: [172.18.0.1, 'fc00::4']".into(),
+                Reason::AddressesApart,
+                "fc00::4",
+            ),
+            (
+                "egressSourceIP: 'fc00::4'".into(),
+                Reason::NoUnderlay,
+                "none of d",
+            ),
+            (
+                "egressGateway: {nodeSelector: {matchLabels: {no: node}}}".into(),
+                Reason::NoGatewayNode,
+                "label a node",
+            ),
+            (
+                format!("{labelled}, egressIP: 172.18.0.3}}"),
+                Reason::AddressNotFound,
+                "none of a, b holds",
+            ),
+            (
+                format!("{labelled}, interface: eth1}}"),
+                Reason::AgentNotReporting,
+                "agents of a, b",
+            ),
+            (
+                format!("{unlabelled}, interface: eth7}}"),
+                Reason::InterfaceNotFound,
+                "eth7",
+            ),
+            (
+                format!("{unlabelled}, interface: eth2}}"),
+                Reason::AddressNotFound,
+                "eth2",
+            ),
+        ] {
+            let resolution = resolve(&gateway, None);
+            assert_eq!(resolution.gateway, None, "{gateway}");
+            assert_eq!(resolution.verdict.reason, reason, "{gateway}");
+            assert!(!resolution.verdict.holds);
+            assert!(
+                resolution.verdict.message.contains(says),
+                "{}",
+                resolution.verdict.message
+            );
+        }
+    }
+}

@@ -7,6 +7,8 @@
 
 pub mod cluster;
 pub mod gateway;
+#[cfg(test)]
+mod golden;
 pub mod ids;
 pub mod node;
 pub mod outcome;
