@@ -5,14 +5,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-KUBERNETES=1.34.4
-HELM=v3.22.0
-COREDNS=v1.15.0
-
 # Only what is used: the container runtime and network plugins, the tools that the lab and its tests
 # call, the libraries that the agent is linked with, the contents of the toolbox image.
 PACKAGES=(containerd runc containernetworking-plugins iproute2 nftables iptables conntrack tcpdump
-          iperf3 busybox libnftnl-dev libmnl-dev pkg-config gcc)
+          iperf3 busybox libnftnl-dev libmnl-dev pkg-config gcc libc6-dev)
 
 LAB=$PWD/target/lab
 BIN=$LAB/bin
@@ -23,25 +19,38 @@ fail() {
   exit 1
 }
 
-# step WHAT COMMAND...: runs a long step with its output in a log; shows the elapsed time, and on failure
-# the log's end.
-step() {
-  local what=$1 log start=$SECONDS pid
-  shift
-  log="$LOGS/$(tr -cs '[:alnum:]' '-' <<<"$what" | sed 's/-*$//').log"
-  mkdir -p "$LOGS"
-  echo "setup: $what (log: ${log#"$PWD"/})"
-  "$@" >"$log" 2>&1 &
-  pid=$!
-  while kill -0 "$pid" 2>/dev/null; do
-    # Every half minute a sign of life; `wait -n` with a timer would need a second process as well.
-    for _ in $(seq 30); do
-      kill -0 "$pid" 2>/dev/null || break
-      sleep 1
-    done
-    kill -0 "$pid" 2>/dev/null && echo "setup: $what: still at it, $((SECONDS - start)) s"
+ticker=
+policy_file=
+clean_up() {
+  [ -z "$ticker" ] || kill "$ticker" 2>/dev/null || true
+  [ -z "$policy_file" ] || rm -f "$policy_file"
+}
+trap clean_up EXIT
+
+# Every half minute a sign of life: the elapsed time and the last line of the log. It waits by a pipe that
+# nobody writes to, so that there is no second process to end with it.
+tick() {
+  local what=$1 log=$2 start=$3 never
+  exec {never}<> <(:)
+  while ! read -r -t 30 -u "$never"; do
+    echo "setup: $what: $((SECONDS - start)) s, $(tail -n 1 "$log" | cut -c1-80)"
   done
-  if ! wait "$pid"; then
+}
+
+# step NAME WHAT COMMAND...: runs a long step with its output in a log; shows the elapsed time, and on
+# failure the log's end.
+step() {
+  local log=$LOGS/$1.log what=$2 start=$SECONDS status=0
+  shift 2
+  mkdir -p "$LOGS"
+  : >"$log"
+  echo "setup: $what (log: ${log#"$PWD"/})"
+  tick "$what" "$log" "$start" &
+  ticker=$!
+  "$@" >"$log" 2>&1 || status=$?
+  kill "$ticker" && wait "$ticker" 2>/dev/null || true
+  ticker=
+  if [ "$status" != 0 ]; then
     echo "setup: FAILED after $((SECONDS - start)) s: $what; the end of its log:" >&2
     tail -n 25 "$log" >&2
     exit 1
@@ -72,11 +81,10 @@ install_packages() {
   if [ ! -e $policy ]; then
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod +x $policy
-    # shellcheck disable=SC2064
-    trap "rm -f $policy" EXIT
+    policy_file=$policy
   fi
-  step "update the package lists" apt-get update
-  step "install ${#missing[@]} packages" env DEBIAN_FRONTEND=noninteractive \
+  step apt-update "update the package lists" apt-get update
+  step apt-install "install ${missing[*]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
@@ -96,46 +104,36 @@ check_kernel() {
     fail "no cgroup2 file system is mounted (try: mkdir -p /sys/fs/cgroup/unified; mount -t cgroup2 none /sys/fs/cgroup/unified)"
 }
 
-# build NAME STAMP COMMAND...: builds a program unless the one that is there carries this stamp.
-build() {
-  local name=$1 stamp=$2
-  shift 2
-  [ -x "$BIN/$name" ] && [ "$(cat "$BIN/.$name.stamp" 2>/dev/null)" = "$stamp" ] && return 0
-  mkdir -p "$BIN"
-  step "build $name (minutes, the first time)" "$@"
-  echo "$stamp" >"$BIN/.$name.stamp"
-}
-
-build_kube() {
-  local package flags=()
-  for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
-    flags+=(-X "$package.gitVersion=v$KUBERNETES" -X "$package.gitMajor=${KUBERNETES%%.*}"
-            -X "$package.gitMinor=$(cut -d. -f2 <<<$KUBERNETES)" -X "$package.gitTreeState=clean")
-  done
-  (cd e2e/kube && go build -trimpath -ldflags "-s -w ${flags[*]}" -o "$BIN/kube" .)
-}
-
-# Without a cluster helm takes the one it was built for: `helm template` and `helm lint` then render for it.
-build_helm() {
-  local package flags=()
-  for package in pkg/chartutil pkg/lint/rules; do
-    flags+=(-X "helm.sh/helm/v3/$package.k8sVersionMajor=${KUBERNETES%%.*}"
-            -X "helm.sh/helm/v3/$package.k8sVersionMinor=$(cut -d. -f2 <<<$KUBERNETES)")
-  done
-  go install -trimpath -ldflags "-s -w ${flags[*]}" "helm.sh/helm/v3/cmd/helm@$HELM"
-}
-
+# One build of all programs: they share most of their packages. A stamp says what was built.
 build_programs() {
-  local name sources
-  export CGO_ENABLED=0 GOBIN=$BIN
-  grep -q "k8s.io/kubernetes v$KUBERNETES" e2e/kube/go.mod || fail "e2e/kube/go.mod is not for Kubernetes $KUBERNETES"
-  sources=$(cat e2e/kube/{go.mod,go.sum,main.go} | sha256sum | cut -c1-16)
-  build kube "$KUBERNETES $sources" build_kube
-  build helm "$HELM $KUBERNETES" build_helm
-  build coredns "$COREDNS" go install -trimpath -ldflags "-s -w" "github.com/coredns/coredns@$COREDNS"
+  local name stamp
+  stamp=$(cat e2e/kube/{go.mod,go.sum,main.go,coredns/main.go} e2e/setup.sh | sha256sum | cut -c1-16)
+  if [ "$(cat "$BIN/.stamp" 2>/dev/null)" != "$stamp" ]; then
+    mkdir -p "$BIN"
+    step build "build the Kubernetes programs (some minutes, the first time)" go_build
+    echo "$stamp" >"$BIN/.stamp"
+  fi
   for name in etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
     [ "$(readlink "$BIN/$name")" = kube ] || ln -sfn kube "$BIN/$name"
   done
+}
+
+# The version, which every program of Kubernetes reports and checks, and which helm takes a cluster to have
+# when there is none to ask (`helm template`, `helm lint`).
+go_build() {
+  local version major minor package flags=()
+  version=$(sed -n 's/.*k8s.io\/kubernetes v//p' e2e/kube/go.mod)
+  [ -n "$version" ] || return 1
+  IFS=. read -r major minor _ <<<"$version"
+  for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    flags+=(-X "$package.gitVersion=v$version" -X "$package.gitMajor=$major" -X "$package.gitMinor=$minor"
+            -X "$package.gitTreeState=clean")
+  done
+  for package in helm.sh/helm/v3/pkg/chartutil helm.sh/helm/v3/pkg/lint/rules; do
+    flags+=(-X "$package.k8sVersionMajor=$major" -X "$package.k8sVersionMinor=$minor")
+  done
+  (cd e2e/kube && CGO_ENABLED=0 go build -v -trimpath -ldflags "-s -w ${flags[*]}" -o "$BIN/" \
+    . ./coredns helm.sh/helm/v3/cmd/helm)
 }
 
 check_tools
