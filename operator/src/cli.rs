@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use ipnet::IpNet;
 
-use crate::leader::LeaseConfig;
+use crate::election::LeaseConfig;
 use crate::logging::LogFormat;
 use crate::run::Config;
 use crate::world::ClusterConfig;

@@ -46,6 +46,7 @@ pub mod condition;
 pub mod contradiction;
 pub mod controller;
 pub mod convert;
+pub mod election;
 pub mod error;
 pub mod events;
 pub mod health;

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::Writer;
 use crate::controller::Controller;
+use crate::election::LeaseConfig;
 use crate::error::Error;
 use crate::events::Events;
 use crate::health::Health;
 use crate::http::{self, Told};
-use crate::leader::{self, LeaseConfig};
+use crate::leader;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::watch as watches;
