@@ -1,9 +1,9 @@
 //! Control groups: how the lab knows, and ends, everything that it started.
 //!
 //! Each cluster has one folder in the cgroup2 tree and each of its services a folder below. A process
-//! cannot leave by forking, so the folder is a truer list than any file of process ids, and
-//! `cgroup.kill` ends it whole. The kubelets need their `cgroupRoot` in every version-1 hierarchy as
-//! well, where the machine still has those.
+//! cannot leave by forking, and runc moves containers to groups below, so the folder is a truer list than any
+//! file of process ids, and `cgroup.kill` ends it whole. The kubelets need their `cgroupRoot` in every
+//! version-1 hierarchy as well, where the machine still has those.
 
 use std::{
     fs, io,
@@ -92,16 +92,13 @@ impl Cgroup {
             .collect()
     }
 
-    /// Whether a process lives in the group or below it, in any hierarchy.
+    /// Whether a process lives in the group or below it.
     #[must_use]
     pub fn is_populated(&self) -> bool {
-        let tracked = self.tracked().is_ok_and(|path| {
-            fs::read_to_string(path.join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"))
-        });
-        tracked
-            || version_1()
-                .iter()
-                .any(|root| !tree_pids(&root.join(&self.path)).is_empty())
+        let events = self
+            .tracked()
+            .map(|path| fs::read_to_string(path.join("cgroup.events")).unwrap_or_default());
+        events.is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
     }
 
     /// Ends every process of the group and of the groups below, and waits until they are gone.
@@ -117,7 +114,6 @@ impl Cgroup {
             &format!("the end of every process in {}", self.path.display()),
             KILL_DEADLINE,
             || {
-                self.kill_version_1();
                 if self.is_populated() {
                     Err("some are still there")
                 } else {
@@ -156,21 +152,6 @@ impl Cgroup {
 
     fn tracked(&self) -> Result<PathBuf> {
         Ok(unified()?.join(&self.path))
-    }
-
-    /// Container processes are moved by runc in the version-1 trees only; `cgroup.kill` reaches them
-    /// through their ancestor, but a process that somebody moved there by hand would be missed.
-    fn kill_version_1(&self) {
-        use nix::{
-            sys::signal::{Signal, kill},
-            unistd::Pid,
-        };
-        for pid in version_1()
-            .iter()
-            .flat_map(|root| tree_pids(&root.join(&self.path)))
-        {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
     }
 }
 
@@ -240,13 +221,6 @@ fn sub_folders(path: &Path) -> Vec<PathBuf> {
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())
         .collect()
-}
-
-fn tree_pids(path: &Path) -> Vec<i32> {
-    let own = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    let mut pids: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
-    pids.extend(sub_folders(path).iter().flat_map(|folder| tree_pids(folder)));
-    pids
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {

@@ -33,18 +33,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings a cluster up, or checks the one that is up; what is half up or broken is replaced.
+    /// Brings a cluster up. One that is up is checked and left alone; one that is half up, or of which a
+    /// service has ended, is replaced.
     ///
     /// # Errors
-    /// When a part does not come up; the message names its log.
+    /// When a part does not come up, or the cluster that is there does not become ready.
     pub fn up(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<Self> {
         match Self::attach(site) {
             Ok(cluster) => {
                 progress.step(&format!("{} is up already: checking", site.cluster()));
-                match cluster.wait_ready() {
-                    Ok(()) => return Ok(cluster),
-                    Err(error) => progress.step(&format!("it is not healthy, starting again: {error}")),
-                }
+                return cluster.wait_ready().map(|()| cluster);
             }
             Err(_) if residue::find(site).is_empty() => {}
             Err(error) => progress.step(&format!("removing what an earlier run left: {error}")),

@@ -28,6 +28,7 @@ pub mod proxy;
 pub mod residue;
 pub mod site;
 pub mod temporary;
+pub mod topology;
 pub mod wait;
 pub mod walk;
 pub mod workloads;

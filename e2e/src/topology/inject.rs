@@ -1,0 +1,142 @@
+//! Packets made by hand, which no socket API would send.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::AsRawFd,
+};
+
+use etherparse::{
+    Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep,
+    TcpHeader, icmpv4, icmpv6,
+};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
+};
+
+use crate::{
+    error::{Context, Result},
+    netns::Netns,
+};
+
+/// The flags of a lone TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flags {
+    /// A connection's first segment.
+    Syn,
+    /// The end of a connection that no host knows of.
+    Rst,
+    /// What no TCP sends.
+    SynFin,
+    /// None at all.
+    Null,
+}
+
+/// An IP packet with a lone TCP segment.
+///
+/// # Errors
+/// When the addresses are of two families.
+pub fn tcp_segment(source: SocketAddr, destination: SocketAddr, flags: Flags) -> Result<Vec<u8>> {
+    let mut header = TcpHeader::new(source.port(), destination.port(), 1, 1024);
+    header.syn = matches!(flags, Flags::Syn | Flags::SynFin);
+    header.fin = flags == Flags::SynFin;
+    header.rst = flags == Flags::Rst;
+    let mut packet = Vec::new();
+    let written =
+        ip(source.ip(), destination.ip()).map(|step| step.tcp_header(header).write(&mut packet, &[]));
+    finish(written, packet)
+}
+
+/// An IP packet with a UDP datagram.
+///
+/// # Errors
+/// When the addresses are of two families.
+pub fn udp_datagram(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    let step = ip(source.ip(), destination.ip()).map(|step| step.udp(source.port(), destination.port()));
+    finish(step.map(|step| step.write(&mut packet, payload)), packet)
+}
+
+/// An ICMP error: `source` cannot reach what `destination` never sent it.
+///
+/// # Errors
+/// When the addresses are of two families.
+pub fn icmp_error(source: IpAddr, destination: IpAddr) -> Result<Vec<u8>> {
+    let quoted = udp_datagram(
+        SocketAddr::new(destination, 7),
+        SocketAddr::new(source, 7),
+        b"never sent",
+    )?;
+    let mut packet = Vec::new();
+    let written = ip(source, destination).map(|step| match source {
+        IpAddr::V4(_) => {
+            let kind = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port);
+            step.icmpv4(kind).write(&mut packet, &quoted)
+        }
+        IpAddr::V6(_) => {
+            let kind = Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port);
+            step.icmpv6(kind).write(&mut packet, &quoted)
+        }
+    });
+    finish(written, packet)
+}
+
+/// Sends an IP packet from inside a namespace, by its routes and whatever its source address says.
+///
+/// # Errors
+/// When the packet is none, or there is no route.
+pub fn inject(netns: &Netns, packet: &[u8]) -> Result<()> {
+    let (headers, _) = IpHeaders::from_slice(packet)
+        .map_err(io::Error::other)
+        .context(|| "read a packet".into())?;
+    let send = |family, address: &(dyn nix::sys::socket::SockaddrLike + Sync)| {
+        netns.run(|| {
+            let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+            sendto(socket.as_raw_fd(), packet, address, MsgFlags::empty())
+        })
+    };
+    let sent = match headers {
+        IpHeaders::Ipv4(header, _) => {
+            let to = SocketAddrV4::new(header.destination.into(), 0);
+            send(AddressFamily::Inet, &SockaddrIn::from(to))
+        }
+        IpHeaders::Ipv6(header, _) => {
+            let to = SocketAddrV6::new(header.destination.into(), 0, 0, 0);
+            send(AddressFamily::Inet6, &SockaddrIn6::from(to))
+        }
+    };
+    sent?.context(|| "send a raw packet".into())?;
+    Ok(())
+}
+
+fn ip(source: IpAddr, destination: IpAddr) -> io::Result<PacketBuilderStep<IpHeaders>> {
+    const HOPS: u8 = 64;
+    // Lengths and protocol are the builder's to fill in.
+    let headers = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let header = Ipv4Header::new(0, HOPS, IpNumber::UDP, source.octets(), destination.octets());
+            IpHeaders::Ipv4(header.map_err(io::Error::other)?, Default::default())
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let (source, destination) = (source.octets(), destination.octets());
+            let header = Ipv6Header {
+                hop_limit: HOPS,
+                source,
+                destination,
+                ..Default::default()
+            };
+            IpHeaders::Ipv6(header, Default::default())
+        }
+        _ => return Err(io::Error::other("the addresses are of two families")),
+    };
+    Ok(PacketBuilder::ip(headers))
+}
+
+fn finish<E: std::error::Error + Send + Sync + 'static>(
+    written: io::Result<std::result::Result<(), E>>,
+    packet: Vec<u8>,
+) -> Result<Vec<u8>> {
+    let written = written.and_then(|written| written.map_err(io::Error::other));
+    written.context(|| "make a packet".into())?;
+    Ok(packet)
+}

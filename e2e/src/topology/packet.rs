@@ -1,0 +1,100 @@
+//! Packets as they are seen, taken apart.
+
+use std::net::IpAddr;
+
+use etherparse::{NetHeaders, PacketHeaders, TcpHeader, TcpOptionElement, TransportHeader};
+
+use super::vxlan::{self, Tunnelled};
+
+/// An IP packet as it was seen on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The interface's name.
+    pub interface: String,
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// What it carries.
+    pub transport: Transport,
+    /// The packet inside, where this one is the tunnel's.
+    pub tunnelled: Option<Box<Tunnelled>>,
+}
+
+/// What an IP packet carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP segment.
+    Tcp {
+        /// Source and destination port.
+        ports: (u16, u16),
+        /// SYN is set, with or without ACK.
+        syn: bool,
+        /// The maximum segment size option.
+        mss: Option<u16>,
+    },
+    /// A UDP datagram: source and destination port.
+    Udp(u16, u16),
+    /// ICMP or ICMPv6: the type.
+    Icmp(u8),
+    /// A fragment, or a protocol that no test sends.
+    Other,
+}
+
+impl Packet {
+    /// Takes an Ethernet frame apart. `None` for what is no IP.
+    #[must_use]
+    pub fn parse(interface: &str, frame: &[u8]) -> Option<Self> {
+        let headers = PacketHeaders::from_ethernet_slice(frame).ok()?;
+        let (source, destination) = match headers.net? {
+            NetHeaders::Ipv4(header, _) => (IpAddr::from(header.source), IpAddr::from(header.destination)),
+            NetHeaders::Ipv6(header, _) => (IpAddr::from(header.source), IpAddr::from(header.destination)),
+            NetHeaders::Arp(_) => return None,
+        };
+        let transport = match headers.transport {
+            Some(TransportHeader::Tcp(tcp)) => Transport::Tcp {
+                ports: (tcp.source_port, tcp.destination_port),
+                syn: tcp.syn,
+                mss: mss(&tcp),
+            },
+            Some(TransportHeader::Udp(udp)) => Transport::Udp(udp.source_port, udp.destination_port),
+            Some(TransportHeader::Icmpv4(icmp)) => Transport::Icmp(icmp.to_bytes()[0]),
+            Some(TransportHeader::Icmpv6(icmp)) => Transport::Icmp(icmp.icmp_type.type_u8()),
+            Some(TransportHeader::Igmp(_)) | None => Transport::Other,
+        };
+        let tunnelled = match transport {
+            Transport::Udp(..) => vxlan::parse(interface, headers.payload.slice()).map(Box::new),
+            _ => None,
+        };
+        Some(Self {
+            interface: interface.to_owned(),
+            source,
+            destination,
+            transport,
+            tunnelled,
+        })
+    }
+
+    /// Whether it is part of what `port` of the packet's client does: a TCP segment or a UDP datagram from it.
+    #[must_use]
+    pub fn is_from_port(&self, port: u16) -> bool {
+        matches!(self.transport, Transport::Tcp { ports: (from, _), .. } | Transport::Udp(from, _) if from == port)
+    }
+
+    /// Whether it is an echo request.
+    #[must_use]
+    pub fn is_ping(&self) -> bool {
+        let request = if self.source.is_ipv4() { 8 } else { 128 };
+        self.transport == Transport::Icmp(request)
+    }
+}
+
+fn mss(header: &TcpHeader) -> Option<u16> {
+    header
+        .options_iterator()
+        .flatten()
+        .find_map(|option| match option {
+            TcpOptionElement::MaximumSegmentSize(size) => Some(size),
+            _ => None,
+        })
+}
