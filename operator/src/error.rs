@@ -94,29 +94,51 @@ impl Error {
 impl Request {
     /// The API server answered that there is no such object.
     pub fn is_not_found(&self) -> bool {
-        self.code() == Some(404)
-    }
-
-    /// The API server answered that the object is another by now.
-    pub fn is_conflict(&self) -> bool {
-        self.code() == Some(409)
-    }
-
-    fn code(&self) -> Option<u16> {
-        match self {
-            Self::Kube(kube::Error::Api(status)) => Some(status.code),
-            Self::Kube(_) | Self::Timeout(_) => None,
-        }
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 404)
     }
 }
 
-/// The error and everything that led to it, on one line.
+/// The error and everything that led to it, on one line. Some errors say in their own text what led to them:
+/// that is not said twice.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_says_everything_once() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let service = Request::Kube(kube::Error::Service(refused.into()));
+        let error = Error::WritePlan {
+            node: "n".into(),
+            source: service,
+        };
+        let text = chain(&error);
+        assert!(text.starts_with("failed to write the plan of node n: "), "{text}");
+        assert_eq!(text.matches("connection refused").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn answers_of_the_api_server_are_told_apart() {
+        let status = |code| {
+            Request::Kube(kube::Error::Api(
+                kube::core::Status::failure("", "").with_code(code).boxed(),
+            ))
+        };
+        assert!(status(404).is_not_found());
+        assert!(!status(409).is_not_found());
+    }
 }

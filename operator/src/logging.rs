@@ -13,9 +13,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// The client logs every error that it returns, and we log it where it means something. Can be switched on
+/// again, by name.
+const QUIET: &str = "kube_client=off,kube_runtime=off";
+
 /// Starts logging. `level` is a level, or directives such as `info,egressnat_operator=debug`.
 pub fn start(format: LogFormat, level: &str) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(level)?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{level}"))?;
     let logs = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(filter);

@@ -108,7 +108,7 @@ impl Metrics {
             self.pods_selected.clone(),
         );
         r.register("plans", "EgressPlans, one per node", self.plans.clone());
-        r.register("leader", "1 while this process writes", self.leader.clone());
+        r.register("leader", "Whether this process writes", self.leader.clone());
         r.register(
             "plan_duration_seconds",
             "Time to make all plans",

@@ -3,6 +3,9 @@
 //! A watch that breaks is begun again with growing pauses, and until then the store keeps what it has.
 
 use std::fmt::Debug;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use futures::{Stream, StreamExt};
@@ -12,10 +15,9 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, Resource, ResourceExt};
 use kube_runtime::WatchStreamExt;
+use kube_runtime::utils::{Backoff, ResetTimerBackoff};
 use kube_runtime::watcher::{Config, Error, Event, watcher};
 use serde::de::DeserializeOwned;
-use std::pin::pin;
-use std::sync::Arc;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
@@ -81,7 +83,7 @@ impl Watch {
     ) where
         K: Resource + DeserializeOwned + Clone + Debug,
     {
-        let mut stream = pin!(stream.default_backoff());
+        let mut stream = pin!(stream.backoff(pauses()));
         while let Some(event) = stream.next().await {
             let deltas = match event {
                 Ok(event) => vec![delta(event, convert)],
@@ -105,6 +107,35 @@ impl Watch {
                 }
             }
         }
+    }
+}
+
+/// Pauses that double up to [`LONGEST_PAUSE`], and are short again after a while without a failure. The
+/// library's own go up to 30 s, which is long for a pod that waits to be captured.
+#[derive(Debug)]
+struct Pauses(Duration);
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(30);
+
+fn pauses() -> ResetTimerBackoff<Pauses> {
+    ResetTimerBackoff::new(Pauses(SHORTEST_PAUSE), QUIET)
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0 = SHORTEST_PAUSE;
     }
 }
 
@@ -132,5 +163,20 @@ fn is_not_found(error: &Error) -> bool {
             s.code == 404
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_begin_anew() {
+        let mut pauses = Pauses(SHORTEST_PAUSE);
+        let first: Vec<Duration> = pauses.by_ref().take(10).collect();
+        assert_eq!(first[..2], [SHORTEST_PAUSE, SHORTEST_PAUSE * 2]);
+        assert_eq!(first[9], LONGEST_PAUSE);
+        pauses.reset();
+        assert_eq!(pauses.next(), Some(SHORTEST_PAUSE));
     }
 }
