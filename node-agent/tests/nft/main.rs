@@ -2,6 +2,7 @@
 //! only the witness.
 
 mod ownership;
+mod packets;
 mod random;
 mod statements;
 mod transactions;
