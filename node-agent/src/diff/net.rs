@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::model::{Fdb, IpRule, Neighbour, Net, Route, Sysctl, Tunnel};
+use crate::model::{Fdb, IpRule, Neighbour, Net, Route, RouteKind, Sysctl, Tunnel};
 use crate::owned;
 
 /// One of the things that a [`crate::model::Net`] is made of.
@@ -51,6 +51,30 @@ impl NetChanges {
 
 /// The steps from `observed` to `desired`.
 pub fn diff(desired: &Net, observed: &Net) -> NetChanges {
+    match (&desired.tunnel, &observed.tunnel) {
+        (Some(wanted), Some(present)) if !present.same_device(wanted) => {
+            steps(desired, &without_tunnel(observed))
+        }
+        _ => steps(desired, observed),
+    }
+}
+
+/// What stays when the device goes, to be made anew.
+fn without_tunnel(observed: &Net) -> Net {
+    let by_tunnel = |route: &&Route| matches!(route.kind, RouteKind::Tunnel { .. });
+    Net {
+        routes: observed
+            .routes
+            .iter()
+            .filter(|r| !by_tunnel(r))
+            .cloned()
+            .collect(),
+        rules: observed.rules.clone(),
+        ..Net::default()
+    }
+}
+
+fn steps(desired: &Net, observed: &Net) -> NetChanges {
     let Net {
         tunnel,
         fdb,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use egressnat_crds::plan::Family;
 use ipnet::IpNet;
@@ -42,6 +42,8 @@ pub struct Tunnel {
     pub mtu: u32,
     /// MAC address, [`MacAddr::of_underlay`] of `local`.
     pub mac: MacAddr,
+    /// Its IPv4 address, [`owned::TUNNEL_ADDRESS`]; a host's, scope host.
+    pub address: Ipv4Addr,
 }
 
 /// An Ethernet address.
@@ -114,6 +116,15 @@ pub struct Sysctl {
     pub value: String,
 }
 
+impl Tunnel {
+    /// Whether a device like this one can be made `other`: MTU and addresses can be changed, the rest is
+    /// for life. Otherwise it is made anew, and all that hangs on it goes.
+    pub fn same_device(&self, other: &Self) -> bool {
+        let of = |t: &Self| (t.underlay.index, t.local, t.vni, t.port);
+        of(self) == of(other)
+    }
+}
+
 impl MacAddr {
     /// The tunnel MAC address of the node with this underlay address: peers need not exchange them.
     ///
@@ -179,13 +190,15 @@ impl fmt::Display for Tunnel {
             port,
             mtu,
             mac,
+            address,
         } = self;
-        write!(
+        writeln!(
             f,
             "ip link add {} address {mac} mtu {mtu} up type vxlan id {vni} dev {} local {local} dstport {port} nolearning gbp",
             owned::TUNNEL,
             underlay.name
-        )
+        )?;
+        write!(f, "ip addr add {address}/32 dev {} scope host", owned::TUNNEL)
     }
 }
 

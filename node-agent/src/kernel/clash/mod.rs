@@ -1,0 +1,276 @@
+//! What other programs hold that we need. Found before anything is written, and said aloud.
+
+mod readings;
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use egressnat_crds::plan::Family;
+
+pub use readings::{Readings, ReadingsError};
+
+use super::rtnl::{ForeignRoute, ForeignRule, NodeLink, Observed};
+use crate::owned::{Numbers, TUNNEL};
+
+/// Something in our way. `Display` says what it is and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clash {
+    /// The tunnel's name belongs to a device of another kind.
+    LinkName {
+        /// Its kind.
+        kind: String,
+    },
+    /// Another VXLAN device has our UDP port.
+    TunnelPort {
+        /// Its name.
+        link: String,
+        /// The port.
+        port: u16,
+        /// Its network identifier.
+        vni: u32,
+    },
+    /// A process has our UDP port.
+    Socket {
+        /// Where it listens.
+        address: SocketAddr,
+    },
+    /// A rule of another program stands at our priority.
+    RulePriority(ForeignRule),
+    /// A rule of another program has a use of our bits of the packet mark.
+    RuleMark(ForeignRule),
+    /// A rule of another program compares our bits of the packet mark with 0.
+    RuleReadsMark(ForeignRule),
+    /// A route of another program is in one of our tables.
+    Route(ForeignRoute),
+    /// The kernel has no VXLAN.
+    NoVxlan,
+    /// The kernel forwards no packets of a family.
+    NoForwarding(Family),
+}
+
+impl Clash {
+    /// Whether nothing may be written while it is there. Otherwise some traffic suffers.
+    pub fn blocks(&self) -> bool {
+        match self {
+            Self::LinkName { .. }
+            | Self::TunnelPort { .. }
+            | Self::Socket { .. }
+            | Self::RulePriority(_)
+            | Self::RuleMark(_)
+            | Self::Route(_)
+            | Self::NoVxlan => true,
+            Self::RuleReadsMark(_) | Self::NoForwarding(_) => false,
+        }
+    }
+
+    /// One word for metrics and events.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::LinkName { .. } => "clash_link_name",
+            Self::TunnelPort { .. } => "clash_tunnel_port",
+            Self::Socket { .. } => "clash_socket",
+            Self::RulePriority(_) => "clash_rule_priority",
+            Self::RuleMark(_) => "clash_rule_mark",
+            Self::RuleReadsMark(_) => "clash_rule_reads_mark",
+            Self::Route(_) => "clash_route",
+            Self::NoVxlan => "no_vxlan",
+            Self::NoForwarding(_) => "no_forwarding",
+        }
+    }
+}
+
+/// All that is in our way. `families` are those that the plan has use of.
+pub fn check(observed: &Observed, readings: &Readings, numbers: &Numbers, families: &[Family]) -> Vec<Clash> {
+    let mut clashes = links(observed, numbers);
+    clashes.extend(sockets(observed, readings, numbers));
+    clashes.extend(observed.foreign_rules.iter().filter_map(|r| rule(r, numbers)));
+    clashes.extend(observed.foreign_routes.iter().cloned().map(Clash::Route));
+    clashes.extend((!readings.vxlan).then_some(Clash::NoVxlan));
+    let forwards = |family: &&Family| readings.forwarding.contains(family);
+    let still = families.iter().filter(|f| !forwards(f)).copied();
+    clashes.extend(still.map(Clash::NoForwarding));
+    clashes
+}
+
+fn links(observed: &Observed, numbers: &Numbers) -> Vec<Clash> {
+    let named = observed.tunnel_link().filter(|l| l.vxlan.is_none());
+    let mut clashes: Vec<_> = named
+        .map(|l| Clash::LinkName { kind: kind(l) })
+        .into_iter()
+        .collect();
+    for link in observed.links.iter().filter(|l| l.name != TUNNEL) {
+        if let Some(vxlan) = link.vxlan.as_ref().filter(|v| v.port == numbers.port) {
+            clashes.push(Clash::TunnelPort {
+                link: link.name.clone(),
+                port: vxlan.port,
+                vni: vxlan.vni,
+            });
+        }
+    }
+    clashes
+}
+
+fn kind(link: &NodeLink) -> String {
+    match link.kind.as_str() {
+        "" => "physical device".into(),
+        kind => kind.into(),
+    }
+}
+
+/// A VXLAN device that is up holds a socket of the kernel's own, which looks like any other. Nobody else
+/// can have bound the port beside it; and another's device is a clash by itself.
+fn sockets(observed: &Observed, readings: &Readings, numbers: &Numbers) -> Vec<Clash> {
+    let held_by_device = observed
+        .links
+        .iter()
+        .filter(|l| l.up)
+        .any(|l| l.vxlan.as_ref().is_some_and(|v| v.port == numbers.port));
+    let sockets = readings.udp.iter().filter(|s| s.port() == numbers.port);
+    sockets
+        .filter(|_| !held_by_device)
+        .map(|address| Clash::Socket { address: *address })
+        .collect()
+}
+
+/// A rule of another program is harmful where it takes our packets or its packets are taken for ours: at our
+/// own priority, where it has a mark with our bits set, or where it comes before ours and takes all that
+/// lacks its mark. Where its mark has our bits unset, its packets are not ours and ours not its; only a
+/// packet that both mark is then lost to it.
+fn rule(rule: &ForeignRule, numbers: &Numbers) -> Option<Clash> {
+    let overlap = rule.mask & numbers.mark_mask;
+    let takes_ours = rule.inverted && rule.priority < numbers.rule_priority;
+    if rule.priority == numbers.rule_priority {
+        Some(Clash::RulePriority(rule.clone()))
+    } else if overlap == 0 {
+        None
+    } else if rule.mark & overlap != 0 || takes_ours {
+        Some(Clash::RuleMark(rule.clone()))
+    } else {
+        Some(Clash::RuleReadsMark(rule.clone()))
+    }
+}
+
+impl fmt::Display for Clash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LinkName { kind } => write!(
+                f,
+                "a link named {TUNNEL} exists and is no VXLAN device ({kind}): rename or remove it"
+            ),
+            Self::TunnelPort { link, port, vni } => write!(
+                f,
+                "VXLAN device {link} (VNI {vni}) uses UDP port {port}: give the tunnel another port"
+            ),
+            Self::Socket { address } => write!(
+                f,
+                "a process listens on UDP {address} (`ss -ulpn` tells which): stop it, or give the tunnel \
+                 another port"
+            ),
+            Self::RulePriority(rule) => write!(
+                f,
+                "ip rule `{}` of another program stands at our priority: give ours another priority",
+                Text(rule)
+            ),
+            Self::RuleMark(rule) => write!(
+                f,
+                "ip rule `{}` of another program uses bits of our packet mark: give ours another mask",
+                Text(rule)
+            ),
+            Self::RuleReadsMark(rule) => write!(
+                f,
+                "ip rule `{}` of another program compares bits of our packet mark: it will miss packets that \
+                 both mark; give it a mask, or ours another one",
+                Text(rule)
+            ),
+            Self::Route(ForeignRoute { table, to, protocol }) => write!(
+                f,
+                "a route to {to} of another program (protocol {protocol}) is in our table {table}: remove it, \
+                 or give ours another table base"
+            ),
+            Self::NoVxlan => write!(f, "the kernel has no VXLAN: load or install the module vxlan"),
+            Self::NoForwarding(Family::IPv4) => {
+                write!(f, "the node forwards no IPv4 packets: set net.ipv4.ip_forward=1")
+            }
+            Self::NoForwarding(Family::IPv6) => {
+                write!(
+                    f,
+                    "the node forwards no IPv6 packets: set net.ipv6.conf.all.forwarding=1"
+                )
+            }
+        }
+    }
+}
+
+/// A rule as `ip rule` prints it.
+struct Text<'a>(&'a ForeignRule);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = self.0;
+        let family = match rule.family {
+            Family::IPv4 => "-4",
+            Family::IPv6 => "-6",
+        };
+        write!(f, "{family} {}:", rule.priority)?;
+        if rule.inverted {
+            write!(f, " not")?;
+        }
+        if rule.mask != 0 {
+            write!(f, " fwmark {:#x}/{:#x}", rule.mark, rule.mask)?;
+        }
+        match rule.table {
+            0 => Ok(()),
+            table => write!(f, " lookup {table}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn foreign(priority: u32, mark: u32, mask: u32, inverted: bool) -> ForeignRule {
+        ForeignRule {
+            family: Family::IPv4,
+            priority,
+            mark,
+            mask,
+            inverted,
+            table: 52,
+        }
+    }
+
+    /// Rules that others are known to make, as COEXISTENCE has them.
+    #[test]
+    fn rules_are_judged_by_what_they_do_to_our_packets() {
+        let numbers = Numbers::default();
+        let judged = |priority, mark, mask, inverted| {
+            rule(&foreign(priority, mark, mask, inverted), &numbers).map(|c| c.category())
+        };
+        let (priority, mark, reads) = (
+            Some("clash_rule_priority"),
+            Some("clash_rule_mark"),
+            Some("clash_rule_reads_mark"),
+        );
+        assert_eq!(judged(5210, 0x80000, 0xff0000, false), None, "Tailscale");
+        assert_eq!(judged(1024, 0x80, 0x80, false), None, "AWS");
+        assert_eq!(judged(99, 0x2600_0001, 0xff00_0000, false), mark, "egressgateway");
+        assert_eq!(judged(6000, 0x3f0, 0xffff_ffff, false), reads, "OVN-Kubernetes");
+        assert_eq!(judged(32764, 0xca6c, 0xffff_ffff, true), reads, "wg-quick");
+        assert_eq!(judged(100, 0xca6c, 0xffff_ffff, true), mark, "wg-quick, first");
+        assert_eq!(judged(770, 0, 0, false), priority);
+        assert_eq!(judged(770, 0x100_0000, 0xff00_0000, false), priority);
+    }
+
+    #[test]
+    fn a_clash_says_what_to_do() {
+        let clash = Clash::RuleMark(foreign(99, 0x2600_0001, 0xff00_0000, true));
+        assert_eq!(
+            clash.to_string(),
+            "ip rule `-4 99: not fwmark 0x26000001/0xff000000 lookup 52` of another program uses bits of our \
+             packet mark: give ours another mask"
+        );
+        assert!(clash.blocks());
+        assert!(!Clash::NoForwarding(Family::IPv6).blocks());
+    }
+}

@@ -1,0 +1,138 @@
+//! What one look at the node's network says to the compiler and to the operator.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_crds::plan::{Family, NodeInterface};
+
+use super::rtnl::{NodeAddress, NodeLink, Observed};
+use super::sysctl::{SysctlError, Sysctls};
+use crate::facts::{Facts, Underlay};
+use crate::model::{MacAddr, RouteKind};
+use crate::owned::{Numbers, TUNNEL};
+
+/// kube-proxy's IPVS mode keeps the addresses of all Services on it. They are no node's.
+const IPVS: &str = "kube-ipvs0";
+
+/// What compiling a plan needs to know. `underlay` is the plan's.
+pub fn observe_facts(
+    observed: &Observed,
+    sysctls: &Sysctls,
+    underlay: Option<IpAddr>,
+    numbers: &Numbers,
+) -> Result<Facts, SysctlError> {
+    let usable = observed.addresses.iter().filter(|a| !a.unusable);
+    Ok(Facts {
+        underlay: underlay.and_then(|address| underlay_link(observed, address)),
+        tunnel: observed
+            .tunnel_link()
+            .filter(|l| l.vxlan.is_some())
+            .map(Into::into),
+        addresses: usable.map(|a| a.address).collect(),
+        ipv6: sysctls.ipv6()?,
+        gateway_numbers: gateway_numbers(observed, numbers),
+    })
+}
+
+/// The node's interfaces with their global addresses, for the plan's status.
+///
+/// The preferred address of each family stands first: primary before secondary, lasting before temporary.
+/// A deprecated address is there only where somebody put it, as keepalived does with virtual addresses,
+/// and last. Not listed are links that hold no address of the node's own: those of pods, the tunnel, and
+/// that of kube-proxy's IPVS.
+pub fn interfaces(observed: &Observed) -> Vec<NodeInterface> {
+    let defaults = default_links(observed);
+    let mut interfaces: Vec<_> = observed
+        .links
+        .iter()
+        .filter(|link| link.name != TUNNEL && link.name != IPVS)
+        .map(|link| NodeInterface {
+            name: link.name.clone(),
+            addresses: addresses_of(observed, link),
+            default_route: [Family::IPv4, Family::IPv6]
+                .into_iter()
+                .filter(|f| defaults.contains(&(*f, link.index)))
+                .collect(),
+        })
+        .filter(|interface| !interface.addresses.is_empty())
+        .collect();
+    interfaces.sort();
+    interfaces
+}
+
+fn underlay_link(observed: &Observed, address: IpAddr) -> Option<Underlay> {
+    let holder = observed.addresses.iter().find(|a| a.address == address)?;
+    let link = observed.link(holder.index)?;
+    Some(Underlay {
+        link: link.into(),
+        mtu: link.mtu,
+    })
+}
+
+/// The numbers in use: a gateway's table has a default route by the tunnel, its next hop a MAC address, and
+/// that a remote, which is the gateway's underlay address. Of several numbers of one gateway the lowest
+/// counts.
+fn gateway_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<IpAddr, u8> {
+    let net = &observed.net;
+    let macs: BTreeMap<IpAddr, MacAddr> = net.neighbours.iter().map(|n| (n.address, n.mac)).collect();
+    let remotes: BTreeMap<MacAddr, IpAddr> = net.fdb.iter().map(|e| (e.mac, e.remote)).collect();
+    let mut in_use = BTreeMap::new();
+    for route in &net.routes {
+        let (Some(number), RouteKind::Tunnel { via }) = (numbers.gateway_of_table(route.table), &route.kind)
+        else {
+            continue;
+        };
+        let remote = macs.get(via).and_then(|mac| remotes.get(mac)).copied();
+        // An IPv4 gateway's own address is its next hop.
+        let gateway = remote.or(Some(*via).filter(IpAddr::is_ipv4));
+        if let Some(gateway) = gateway.filter(|_| route.to.prefix_len() == 0) {
+            in_use.entry(gateway).or_insert(number);
+        }
+    }
+    in_use
+}
+
+fn default_links(observed: &Observed) -> BTreeSet<(Family, u32)> {
+    let mut best = BTreeMap::new();
+    for route in &observed.default_routes {
+        let lowest = best.entry(route.family).or_insert(route.metric);
+        *lowest = route.metric.min(*lowest);
+    }
+    observed
+        .default_routes
+        .iter()
+        .filter(|route| best.get(&route.family) == Some(&route.metric))
+        .flat_map(|route| route.links.iter().map(|index| (route.family, *index)))
+        .collect()
+}
+
+fn addresses_of(observed: &Observed, link: &NodeLink) -> Vec<IpAddr> {
+    let mut held: Vec<_> = observed
+        .addresses
+        .iter()
+        .filter(|a| a.index == link.index && nameable(a) && !pods_gateway(link, a))
+        .collect();
+    // Within a rank, IPv4 addresses keep the kernel's order, in which it prefers the first; that of IPv6
+    // addresses means nothing.
+    held.sort_by_key(|a| {
+        let v6 = Some(a.address).filter(IpAddr::is_ipv6);
+        (v6.is_some(), a.deprecated, a.secondary, v6)
+    });
+    held.into_iter().map(|a| a.address).collect()
+}
+
+/// Whether a policy may name the address.
+fn nameable(address: &NodeAddress) -> bool {
+    let special = match address.address {
+        IpAddr::V4(a) => a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_unspecified(),
+        IpAddr::V6(a) => a.is_loopback() || a.is_unicast_link_local() || a.is_multicast(),
+    };
+    address.global && !special && !address.unusable && (!address.deprecated || address.permanent)
+}
+
+/// Some CNIs give the node's end of every pod's veth the same host address, the pod's gateway. An
+/// interface of the node that is a veth itself, as in kind, has its network's prefix.
+fn pods_gateway(link: &NodeLink, address: &NodeAddress) -> bool {
+    let host_prefix = if address.address.is_ipv4() { 32 } else { 128 };
+    link.kind == "veth" && link.leads_elsewhere && address.prefix == host_prefix
+}

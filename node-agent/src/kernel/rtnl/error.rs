@@ -1,0 +1,67 @@
+//! Why the network could not be read or written.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::kernel::netlink::NetlinkError;
+use crate::kernel::sysctl::SysctlError;
+use crate::owned::TUNNEL;
+
+/// Why the network could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// No socket.
+    #[error("failed to open a netlink socket: {0}")]
+    Open(#[source] io::Error),
+    /// A dump failed.
+    #[error("failed to read the node's {what}: {source}")]
+    Read {
+        /// What was read.
+        what: &'static str,
+        /// Why.
+        source: NetlinkError,
+    },
+    /// A change was refused.
+    #[error("failed to {step}: {source}")]
+    Refused {
+        /// The change, as `ip` would take it.
+        step: String,
+        /// Why.
+        source: NetlinkError,
+    },
+    /// The tunnel's name belongs to a device of another kind. It is not touched.
+    #[error("failed to make the tunnel device: {TUNNEL} exists and is of kind {kind}")]
+    NameTaken {
+        /// Its kind.
+        kind: String,
+    },
+    /// A change needs the tunnel device, which is not there.
+    #[error("failed to {step}: there is no tunnel device")]
+    NoTunnel {
+        /// The change, as `ip` would take it.
+        step: String,
+    },
+    /// A setting could not be read or written.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+}
+
+impl NetError {
+    /// One word for metrics and events.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Open(_) => "net_socket",
+            Self::Read { .. } => "net_read",
+            Self::Refused { source, .. } => match source.errno() {
+                Some(Errno::EPERM | Errno::EACCES) => "net_forbidden",
+                Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => "net_unsupported",
+                Some(Errno::EADDRINUSE) => "net_port_in_use",
+                _ => "net_refused",
+            },
+            Self::NameTaken { .. } => "net_name_taken",
+            Self::NoTunnel { .. } => "net_no_tunnel",
+            Self::Sysctl(_) => "net_sysctl",
+        }
+    }
+}

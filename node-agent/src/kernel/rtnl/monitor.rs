@@ -1,0 +1,185 @@
+//! Tells that somebody has changed something that concerns us.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressScope;
+use netlink_packet_route::route::RouteHeader;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use nix::errno::Errno;
+use tokio::time::{Instant, timeout_at};
+
+use super::observed::NodeLink;
+use super::{link, route, wire};
+use crate::kernel::netlink::messages;
+use crate::owned::{Numbers, TUNNEL};
+
+/// Numbers of `RTNLGRP_*`: link, neighbour, and for IPv4 and IPv6 address, route and rule.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+
+/// Changes come in bursts: a link brings its addresses, they their routes.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// A stream of changes without end must not keep them from being reported.
+const LONGEST_WAIT: Duration = Duration::from_millis(200);
+
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// Room in the socket for what comes while the agent works. What overflows is not lost: it is reported as a
+/// change.
+const SOCKET_BUFFER: libc::c_int = 1024 * 1024;
+
+/// Why nothing more will be told.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to listen for changes of the node's network: {0}")]
+pub struct MonitorError(#[from] io::Error);
+
+/// Listens for changes of the node's network. Our own are told as well.
+pub struct Monitor {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+    interest: Interest,
+    /// A change that nobody has been told of: when it came, and when the last one did.
+    pending: Option<(Instant, Instant)>,
+}
+
+impl Monitor {
+    /// Listens in the calling thread's network namespace, from now on. Needs a tokio runtime.
+    pub fn open(numbers: Numbers) -> Result<Self, MonitorError> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        let inner = socket.socket_mut();
+        inner.set_rx_buf_sz(SOCKET_BUFFER)?;
+        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+        inner.bind(&SocketAddr::new(0, groups))?;
+        let monitor = Self {
+            socket,
+            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            interest: Interest::new(numbers),
+            pending: None,
+        };
+        monitor.ask_for_links()?;
+        Ok(monitor)
+    }
+
+    /// Waits for a change that concerns us, and for the burst that it came in to end. A tunnel that is there
+    /// from the beginning counts as one. Nothing is lost when the future is dropped.
+    pub async fn changed(&mut self) -> Result<(), MonitorError> {
+        loop {
+            let concerns = match self.pending {
+                None => self.receive().await?,
+                Some((first, last)) => {
+                    let until = (last + QUIET).min(first + LONGEST_WAIT);
+                    match timeout_at(until, self.receive()).await {
+                        Ok(concerns) => concerns?,
+                        Err(_) => {
+                            self.pending = None;
+                            return Ok(());
+                        }
+                    }
+                }
+            };
+            if concerns {
+                let now = Instant::now();
+                let first = self.pending.map_or(now, |(first, _)| first);
+                self.pending = Some((first, now));
+            }
+            if self
+                .pending
+                .is_some_and(|(first, _)| first.elapsed() >= LONGEST_WAIT)
+            {
+                self.pending = None;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether what has just come concerns us. Without a point at which it could be dropped between the
+    /// taking of a message and the judgement.
+    async fn receive(&mut self) -> io::Result<bool> {
+        self.buffer.clear();
+        match self.socket.recv(&mut self.buffer).await {
+            Ok(()) => {
+                let mut concerns = false;
+                for message in messages(&self.buffer) {
+                    let message = wire::decode(message.message_type(), message.payload());
+                    concerns |= message.is_some_and(|m| self.interest.concerns(m));
+                }
+                Ok(concerns)
+            }
+            // Messages were lost, whatever they said.
+            Err(e) if e.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                self.ask_for_links()?;
+                Ok(true)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The links as they are come as news, so that later ones can be told from what was.
+    fn ask_for_links(&self) -> io::Result<()> {
+        let mut request = NetlinkMessage::from(link::get_all());
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        request.finalize();
+        let mut octets = vec![0; request.buffer_len()];
+        request.serialize(&mut octets);
+        self.socket.socket_ref().send(&octets, 0).map(drop)
+    }
+}
+
+/// Which changes concern us. Pods come and go all the time; their links do not.
+struct Interest {
+    numbers: Numbers,
+    tunnel: Option<u32>,
+    /// Name and MTU of the links heard of.
+    links: BTreeMap<u32, (String, u32)>,
+}
+
+impl Interest {
+    fn new(numbers: Numbers) -> Self {
+        Self {
+            numbers,
+            tunnel: None,
+            links: BTreeMap::new(),
+        }
+    }
+
+    fn concerns(&mut self, message: RouteNetlinkMessage) -> bool {
+        match message {
+            RouteNetlinkMessage::NewLink(m) => self.link(NodeLink::read(m)),
+            RouteNetlinkMessage::DelLink(m) => {
+                let link = NodeLink::read(m);
+                self.links.remove(&link.index);
+                link.name == TUNNEL
+            }
+            RouteNetlinkMessage::NewAddress(m) | RouteNetlinkMessage::DelAddress(m) => {
+                m.header.scope != AddressScope::Link
+            }
+            RouteNetlinkMessage::NewRoute(m) | RouteNetlinkMessage::DelRoute(m) => {
+                let table = route::table(&m);
+                let default = m.header.destination_prefix_length == 0;
+                self.numbers.owns_table(table) || default && table == u32::from(RouteHeader::RT_TABLE_MAIN)
+            }
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
+            RouteNetlinkMessage::NewNeighbour(m) | RouteNetlinkMessage::DelNeighbour(m) => {
+                self.tunnel == Some(m.header.ifindex)
+            }
+            _ => false,
+        }
+    }
+
+    /// The tunnel, whatever has changed; others when their name or MTU has. A link that is new is none's
+    /// yet: what makes it matter, an address, is told as well.
+    fn link(&mut self, link: NodeLink) -> bool {
+        let ours = link.name == TUNNEL;
+        if ours {
+            self.tunnel = Some(link.index);
+        }
+        let new = (link.name, link.mtu);
+        let old = self.links.insert(link.index, new.clone());
+        ours || old.is_some_and(|old| old != new)
+    }
+}
