@@ -5,17 +5,24 @@
 //! |---|---|---|
 //! | nft table | `inet egressnat` | its name; nothing else is looked into |
 //! | link | `egressnat0` | its name, kind `vxlan` and VNI; another kind or VNI is a clash |
+//! | its IPv4 address | 169.254.77.0/32, scope host | the link |
 //! | FDB and neighbour entries | on `egressnat0` | the link |
 //! | ip rules | priority 770 | priority, and a fwmark under our mask; anything else at 770 is a clash |
 //! | routes | tables 7701 to 7763 | the table |
 //! | sysctls | `conf/egressnat0/*` | the link |
 //! | conntrack entries | connection mark under `0x3fff0000` | the mask; entries are only ever deleted |
 
+use std::net::Ipv4Addr;
+
 /// Name of the nft table, family `inet`.
 pub const TABLE: &str = "egressnat";
 
 /// Name of the VXLAN device.
 pub const TUNNEL: &str = "egressnat0";
+
+/// The tunnel's own IPv4 address, the same on every node, never seen on a wire: on a device without any, the
+/// kernel's loose reverse path filter drops like the strict one (`__fib_validate_source`).
+pub const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
 
 /// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
 pub const OVERHEAD_V4: u32 = 50;

@@ -4,7 +4,9 @@ use egressnat_crds::plan::Peer;
 
 use super::table::*;
 use super::{Context, FAMILIES, digit};
-use crate::model::{Cmp, Data, DataType, ElementKey, Key, KeyType, MacAddr, Rule, Ruleset, Statement};
+use crate::model::{
+    Cmp, Data, DataType, Direction, ElementKey, Key, KeyType, MacAddr, Rule, Ruleset, Statement,
+};
 use crate::owned::{self, Drop, GBP_ID_MASK, RoutingMark};
 
 /// Up to how many ranges of a peer are compared one by one; above, a set is looked up.
@@ -40,7 +42,7 @@ impl Context<'_> {
         }
     }
 
-    /// A chain per peer, found by its MAC address, with the inner sources it may send.
+    /// A chain per peer, found by its MAC address: replies, and the inner sources it may send.
     fn peers(&self, table: &mut Ruleset) {
         let chain = |peer: &Peer| {
             format!(
@@ -57,7 +59,9 @@ impl Context<'_> {
         table.hash("peers", KeyType::EtherAddr, DataType::Verdict, elements);
         for peer in &self.plan.peers {
             let name = chain(peer);
-            let mut rules = source_rules(table, &name, peer);
+            let is_reply = Statement::CtDirection(Direction::Reply);
+            let mut rules = vec![rule([is_reply, goto("tunnel_reply")])];
+            rules.extend(source_rules(table, &name, peer));
             rules.push(drop_rule(Drop::Spoofed));
             table.chain(name, rules);
         }

@@ -27,7 +27,7 @@ use egressnat_crds::plan::{EgressPlanSpec, Family, Peer};
 
 use crate::facts::Facts;
 use crate::model::{Desired, Link, MacAddr, Tunnel};
-use crate::owned::{Numbers, RoutingMark};
+use crate::owned::{self, Numbers, RoutingMark};
 
 /// Why a plan cannot be compiled on this node.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -109,6 +109,7 @@ pub fn tunnel(
         port: numbers.port,
         mtu: underlay.mtu.saturating_sub(net::overhead(local)),
         mac: MacAddr::of_underlay(local),
+        address: owned::TUNNEL_ADDRESS,
     }))
 }
 

@@ -211,18 +211,12 @@ impl Context<'_> {
     }
 }
 
-/// What comes out of the tunnel: replies to this node's pods, and peers' packets for this gateway.
+/// What comes out of the tunnel: each peer has a chain, which lets replies to this node's pods pass.
 fn out_of_tunnel(table: &mut Ruleset) {
-    let from_peer = Statement::In(Key::EtherSaddr, "peers".into());
     table.chain(
         "from_tunnel",
         vec![
             drop_if([Statement::CtUnplaced], Drop::Unplaced),
-            rule([
-                Statement::CtDirection(Direction::Reply),
-                from_peer,
-                goto("tunnel_reply"),
-            ]),
             rule([Statement::Vmap(Key::EtherSaddr, "peers".into())]),
             drop_rule(Drop::NotPeer),
         ],
