@@ -1,0 +1,10 @@
+//! The kernel rung: the agent's datapath in the kernel of bare namespaces, judged by what the outside sees.
+//!
+//! Each test has a topology of its own, and takes IPv4 and IPv6 by the same code. A test of absence first
+//! shows that its probe sees presence.
+
+mod agent;
+mod lab;
+mod plan;
+
+mod way;
