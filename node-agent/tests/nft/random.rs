@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::in_namespace;
+use super::{in_namespace, nft as run_nft};
 
 /// Chains that sets and rules may lead to. Their rules lead nowhere, so that there is no loop.
 const LEAVES: [&str; 3] = ["leaf_a", "leaf_b", "leaf_c"];
@@ -261,6 +261,10 @@ fn what_was_applied_is_observed_and_a_diff_leads_to_any_other() {
                     return Err(TestCaseError::fail(error.to_string()));
                 }
                 prop_assert_eq!(nft.observe().unwrap(), Some(ObservedTable::from(next)));
+                // `nft` aborts on some of what the kernel takes.
+                if let Err(error) = run_nft(&["list", "ruleset"]) {
+                    return Err(TestCaseError::fail(error));
+                }
             }
             Ok(())
         });

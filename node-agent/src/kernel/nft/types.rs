@@ -40,8 +40,9 @@ pub fn byte_orders(set: SetType) -> Vec<u8> {
         KeyType::Ipv4Addr | KeyType::Ipv6Addr | KeyType::EtherAddr => NETWORK,
     };
     let data = match set.data {
-        DataType::None => None,
-        DataType::Mark | DataType::Verdict => Some(HOST),
+        // A verdict has no octets to order: told to turn them, `nft` aborts.
+        DataType::None | DataType::Verdict => None,
+        DataType::Mark => Some(HOST),
         DataType::Ipv4Addr | DataType::Ipv6Addr => Some(NETWORK),
     };
     let mut entries = entry(KEY, key);
