@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::nft::{NftStep, ObservedChain, ObservedTable};
 use super::{NetObject, NetStep};
 use crate::model::{
-    BaseChain, Chain, ChainKind, Data, DataType, ElementKey, Fdb, Hook, IpRule, Key, KeyType, MacAddr, Neighbour, Net,
-    Route, RouteKind, Rule, Ruleset, Set, Statement, Verdict,
+    BaseChain, Chain, ChainKind, Data, DataType, ElementKey, Fdb, Hook, IpRule, Key, KeyType, MacAddr,
+    Neighbour, Net, Route, RouteKind, Rule, Ruleset, Set, Statement, Verdict,
 };
 
 /// One transaction on a table in memory. Like the kernel's: all or nothing, in order, references checked.
@@ -50,9 +50,15 @@ fn transact_one(table: &mut ObservedTable, step: &NftStep) -> Result<(), &'stati
                 }
             }
             let set = table.sets.get_mut(name).ok_or("no such set")?;
-            must((set.key, set.data, set.interval) == (t.key, t.data, t.interval), "other type")?;
+            must(
+                (set.key, set.data, set.interval) == (t.key, t.data, t.interval),
+                "other type",
+            )?;
             for (key, data) in elements {
-                must(set.elements.insert(*key, data.clone()).is_none(), "element exists")?;
+                must(
+                    set.elements.insert(*key, data.clone()).is_none(),
+                    "element exists",
+                )?;
             }
         }
         NftStep::DeleteElements(name, _, elements) => {
@@ -62,7 +68,10 @@ fn transact_one(table: &mut ObservedTable, step: &NftStep) -> Result<(), &'stati
             }
         }
         NftStep::AddChain(name, base) => {
-            let chain = ObservedChain { base: *base, tags: vec![] };
+            let chain = ObservedChain {
+                base: *base,
+                tags: vec![],
+            };
             must(table.chains.insert(name.clone(), chain).is_none(), "exists")?;
         }
         NftStep::FlushChain(name) => table.chains.get_mut(name).ok_or("no such chain")?.tags.clear(),
@@ -70,7 +79,13 @@ fn transact_one(table: &mut ObservedTable, step: &NftStep) -> Result<(), &'stati
             let chain = table.chains.remove(name).ok_or("no such chain")?;
             must(chain.tags.is_empty(), "has rules")?;
             let goto = Data::Verdict(Verdict::Goto(name.clone()));
-            must(!table.sets.values().any(|s| s.elements.values().any(|d| *d == goto)), "an element leads there")?;
+            must(
+                !table
+                    .sets
+                    .values()
+                    .any(|s| s.elements.values().any(|d| *d == goto)),
+                "an element leads there",
+            )?;
         }
         NftStep::AddRule(chain, rule) => {
             for statement in &rule.0 {
@@ -81,7 +96,12 @@ fn transact_one(table: &mut ObservedTable, step: &NftStep) -> Result<(), &'stati
                     must(table.sets.contains_key(set), "no such map")?;
                 }
             }
-            table.chains.get_mut(chain).ok_or("no such chain")?.tags.push(rule.tag());
+            table
+                .chains
+                .get_mut(chain)
+                .ok_or("no such chain")?
+                .tags
+                .push(rule.tag());
         }
     }
     Ok(())
@@ -103,12 +123,16 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
             ruleset.chains.insert("base".into(), base(interval));
             let mut map = Set::new(KeyType::Mark, DataType::Verdict, false);
             for (key, to) in elements.iter().filter(|(_, to)| chains.contains(to)) {
-                map.elements.insert(ElementKey::Mark(*key), Data::Verdict(Verdict::Goto(name(*to))));
+                map.elements
+                    .insert(ElementKey::Mark(*key), Data::Verdict(Verdict::Goto(name(*to))));
             }
             ruleset.sets.insert("map".into(), map);
             let mut pods = Set::new(KeyType::Ipv4Addr, DataType::Mark, false);
             for (host, mark) in &addresses {
-                pods.elements.insert(ElementKey::Addr(Ipv4Addr::new(10, 0, 0, *host).into()), Data::Mark(*mark));
+                pods.elements.insert(
+                    ElementKey::Addr(Ipv4Addr::new(10, 0, 0, *host).into()),
+                    Data::Mark(*mark),
+                );
             }
             ruleset.sets.insert("pods".into(), pods);
             for (to, mark) in rules.iter().filter(|(to, _)| chains.contains(to)) {
@@ -128,24 +152,48 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
 }
 
 fn base(other_hook: bool) -> Chain {
-    let hook = if other_hook { Hook::Forward } else { Hook::Prerouting };
-    Chain { base: Some(BaseChain { kind: ChainKind::Filter, hook, priority: 0 }), rules: vec![] }
+    let hook = if other_hook {
+        Hook::Forward
+    } else {
+        Hook::Prerouting
+    };
+    Chain {
+        base: Some(BaseChain {
+            kind: ChainKind::Filter,
+            hook,
+            priority: 0,
+        }),
+        rules: vec![],
+    }
 }
 
 fn net() -> impl Strategy<Value = Net> {
     let small = || proptest::collection::btree_map(0..6u8, 0..3u8, 0..6);
     (small(), small(), small(), small()).prop_map(|(fdb, neighbours, routes, rules)| Net {
-        fdb: fdb.iter().map(|(k, v)| Fdb { mac: MacAddr([2, 0, 0, 0, 0, *k]), remote: address(*v) }).collect(),
+        fdb: fdb
+            .iter()
+            .map(|(k, v)| Fdb {
+                mac: MacAddr([2, 0, 0, 0, 0, *k]),
+                remote: address(*v),
+            })
+            .collect(),
         neighbours: neighbours
             .iter()
-            .map(|(k, v)| Neighbour { address: address(*k), mac: MacAddr([2, 0, 0, 0, 0, *v]) })
+            .map(|(k, v)| Neighbour {
+                address: address(*k),
+                mac: MacAddr([2, 0, 0, 0, 0, *v]),
+            })
             .collect(),
         routes: routes
             .iter()
             .map(|(k, v)| Route {
                 table: 7701,
                 to: address(*k).into(),
-                kind: if *v == 0 { RouteKind::Throw } else { RouteKind::Tunnel { via: address(*v) } },
+                kind: if *v == 0 {
+                    RouteKind::Throw
+                } else {
+                    RouteKind::Tunnel { via: address(*v) }
+                },
             })
             .collect(),
         rules: rules
@@ -197,8 +245,18 @@ fn put(net: &Net, steps: &[NetStep]) -> Net {
 }
 
 /// Everything but counter values, which grow by themselves.
-fn shape(table: &ObservedTable) -> (BTreeSet<String>, &BTreeMap<String, Set>, &BTreeMap<String, ObservedChain>) {
-    (table.counters.keys().cloned().collect(), &table.sets, &table.chains)
+fn shape(
+    table: &ObservedTable,
+) -> (
+    BTreeSet<String>,
+    &BTreeMap<String, Set>,
+    &BTreeMap<String, ObservedChain>,
+) {
+    (
+        table.counters.keys().cloned().collect(),
+        &table.sets,
+        &table.chains,
+    )
 }
 
 proptest! {

@@ -129,11 +129,12 @@ fn lost_messages_count_as_a_change() {
             )
             .unwrap();
         }
+        writeln!(batch, "link add late type veth peer name later").unwrap();
         ip(&format!("-batch {}", batch.path().display()));
         assert!(told(&mut monitor).await);
         drain(&mut monitor).await;
-        // It hears on.
-        ip("route add 10.9.0.0/16 dev up0 table 7701");
+        // It hears on, and knows of the link whose making it has missed.
+        ip("link set late mtu 1400");
         assert!(told(&mut monitor).await);
     });
 }

@@ -1,0 +1,311 @@
+//! The kernel brought in step with a plan.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use egressnat_crds::EgressPlanSpec;
+use egressnat_crds::plan::{Family, NodeInterface};
+
+use super::metrics::Counters;
+use crate::cli::Cli;
+use crate::compile;
+use crate::diff::flows::{Concerned, Verdicts};
+use crate::diff::{self, NetObject, NetStep, NftStep, ObservedTable};
+use crate::error::AgentError;
+use crate::facts::Facts;
+use crate::kernel::clash::{self, Clash, Readings};
+use crate::kernel::conntrack::{Conntrack, Filter, Flow};
+use crate::kernel::nft::{Nft, Ownership};
+use crate::kernel::observe_facts::{interfaces, observe_facts};
+use crate::kernel::rtnl::{Monitor, Observed, Rtnl};
+use crate::kernel::sysctl::Sysctls;
+use crate::model::{Desired, Net};
+use crate::owned::{CT_MARK_MASK, Numbers, ct_mark};
+
+/// Up to how many sources are asked for one by one; above, conntrack is listed whole, once.
+const SOURCES_ONE_BY_ONE: usize = 16;
+
+/// What a try did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Whether anything had to be written.
+    pub changed: bool,
+    /// Messages of the nft transaction.
+    pub nft_steps: usize,
+    /// Changes to links, neighbours, routes, rules, sysctls.
+    pub net_steps: usize,
+    /// Conntrack entries deleted because the plan contradicts them.
+    pub flows: usize,
+    /// Egress addresses of the plan that this node does not hold.
+    pub missing: BTreeSet<IpAddr>,
+    /// What hinders some traffic without keeping us from our work.
+    pub warnings: Vec<Clash>,
+}
+
+/// The one writer of the node's datapath.
+pub struct Datapath {
+    node: String,
+    numbers: Numbers,
+    nft: Nft,
+    rtnl: Rtnl,
+    monitor: Monitor,
+    conntrack: Conntrack,
+    /// What the kernel holds as far as we know. `None`: it must be read first.
+    known: Option<Known>,
+    /// Whether the next try reads everything back after it has written.
+    verify: bool,
+    interfaces: Vec<NodeInterface>,
+}
+
+/// The kernel's state, read once and kept in step with what we write.
+struct Known {
+    network: Observed,
+    table: Option<ObservedTable>,
+    ownership: Ownership,
+    warnings: Vec<Clash>,
+}
+
+impl Datapath {
+    /// Opens the kernel's doors in the current network namespace. Changes nothing. Needs a tokio runtime.
+    pub fn open(cli: &Cli) -> Result<Self, AgentError> {
+        let numbers = cli.numbers();
+        Ok(Self {
+            node: cli.node_name.clone(),
+            numbers,
+            nft: Nft::open()?,
+            rtnl: Rtnl::open(numbers, Sysctls::below(&cli.proc_sys_net))?,
+            monitor: Monitor::open(numbers)?,
+            conntrack: Conntrack::open()?,
+            known: None,
+            verify: true,
+            interfaces: Vec::new(),
+        })
+    }
+
+    /// Waits until links, addresses, routes or rules have changed, by whomever. Nothing is lost when the
+    /// future is dropped.
+    pub async fn changed(&mut self) -> Result<(), AgentError> {
+        self.monitor.changed().await?;
+        self.known = None;
+        Ok(())
+    }
+
+    /// Forgets what is known of the kernel: the next try reads and verifies everything.
+    pub fn distrust(&mut self) {
+        self.known = None;
+        self.verify = true;
+    }
+
+    /// The named counters of the table; none where they cannot be read.
+    pub fn counters(&mut self) -> Counters {
+        self.nft.counters().unwrap_or_default()
+    }
+
+    /// The node's interfaces and addresses, as of the last try.
+    pub fn interfaces(&self) -> &[NodeInterface] {
+        &self.interfaces
+    }
+
+    /// Makes the kernel hold what `plan` says, or nothing of ours where there is no plan. After an error the
+    /// kernel is not trusted, and is read anew.
+    pub async fn sync(&mut self, plan: Option<&EgressPlanSpec>) -> Result<Report, AgentError> {
+        let nothing = EgressPlanSpec::default();
+        let result = self.step(plan.unwrap_or(&nothing)).await;
+        if result.is_err() {
+            self.distrust();
+        }
+        result
+    }
+
+    async fn step(&mut self, plan: &EgressPlanSpec) -> Result<Report, AgentError> {
+        let mut report = Report::default();
+        let known = match self.known.take() {
+            Some(known) => known,
+            None => self.read(plan).await?,
+        };
+        let known = self.put_tunnel(plan, known, &mut report).await?;
+        let facts = self.facts(plan, &known)?;
+        let desired = compile::compile(plan, &self.node, &facts, &self.numbers)?;
+        let known = self.write(plan, &desired, known, &mut report).await?;
+        if std::mem::take(&mut self.verify) {
+            self.verify(&desired).await?;
+        }
+        report.changed = report.nft_steps + report.net_steps + report.flows > 0;
+        report.missing = desired.missing;
+        report.warnings = known.warnings.clone();
+        self.known = Some(known);
+        Ok(report)
+    }
+
+    /// Reads the kernel. Where something else on the node uses what is ours, that is an error, and nothing
+    /// has been changed.
+    async fn read(&mut self, plan: &EgressPlanSpec) -> Result<Known, AgentError> {
+        let mut network = self.rtnl.observe().await?;
+        self.interfaces = interfaces(&network);
+        let mut warnings = Vec::new();
+        if !is_empty(plan) {
+            let readings = Readings::read(&mut self.rtnl).await?;
+            let clashes = clash::check(&network, &readings, &self.numbers, &families(plan));
+            let (blocking, rest): (Vec<_>, Vec<_>) = clashes.into_iter().partition(Clash::blocks);
+            if !blocking.is_empty() {
+                return Err(AgentError::Clash(blocking));
+            }
+            warnings = rest;
+        }
+        if !network.strays.is_empty() {
+            self.rtnl.remove_strays(&network.strays).await?;
+            network = self.rtnl.observe().await?;
+        }
+        Ok(Known {
+            network,
+            table: self.nft.observe()?,
+            ownership: self.nft.ownership()?,
+            warnings,
+        })
+    }
+
+    fn facts(&self, plan: &EgressPlanSpec, known: &Known) -> Result<Facts, AgentError> {
+        Ok(observe_facts(
+            &known.network,
+            self.rtnl.sysctls(),
+            plan.underlay,
+            &self.numbers,
+        )?)
+    }
+
+    /// The device comes first: rules name it by its index.
+    async fn put_tunnel(
+        &mut self,
+        plan: &EgressPlanSpec,
+        mut known: Known,
+        report: &mut Report,
+    ) -> Result<Known, AgentError> {
+        let facts = self.facts(plan, &known)?;
+        let tunnel = compile::tunnel(plan, &facts, &self.numbers)?;
+        if let Some(tunnel) = tunnel.filter(|t| known.network.net.tunnel.as_ref() != Some(t)) {
+            self.rtnl
+                .apply(&[NetStep::Put(NetObject::Tunnel(tunnel))])
+                .await?;
+            known.network = self.rtnl.observe().await?;
+            report.net_steps += 1;
+        }
+        Ok(known)
+    }
+
+    /// What the new ruleset leads to, the ruleset, the connections it concerns, what the old one led to.
+    async fn write(
+        &mut self,
+        plan: &EgressPlanSpec,
+        desired: &Desired,
+        mut known: Known,
+        report: &mut Report,
+    ) -> Result<Known, AgentError> {
+        let changes = diff::net::diff(&desired.net, &self.with_sysctls(&known.network.net, desired)?);
+        let ruleset = desired.ruleset.as_ref();
+        let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
+        let concerned = diff::flows::concerned(ruleset, known.table.as_ref());
+        match known.ownership {
+            Ownership::Orphan if ruleset.is_some() => steps.insert(0, NftStep::AddTable),
+            Ownership::Unprotected if ruleset.is_some() && self.nft.can_own() => {
+                steps = diff::nft::diff(ruleset, None);
+                steps.insert(0, NftStep::DeleteTable);
+            }
+            _ => {}
+        }
+        report.net_steps += changes.before.len() + changes.after.len();
+        report.nft_steps += steps.len();
+        self.put(&changes.before).await?;
+        self.nft.apply(&steps)?;
+        report.flows += self.forget(plan, &concerned).await?;
+        self.put(&changes.after).await?;
+        if !steps.is_empty() {
+            known.table = ruleset.map(ObservedTable::from);
+            known.ownership = self.nft.ownership()?;
+        }
+        known.network.net = desired.net.clone();
+        Ok(known)
+    }
+
+    async fn put(&mut self, steps: &[NetStep]) -> Result<(), AgentError> {
+        if !steps.is_empty() {
+            self.rtnl.apply(steps).await?;
+        }
+        Ok(())
+    }
+
+    fn with_sysctls(&self, net: &Net, desired: &Desired) -> Result<Net, AgentError> {
+        let sysctls = self.rtnl.sysctls().observe(&desired.net.sysctls)?;
+        Ok(Net {
+            sysctls,
+            ..net.clone()
+        })
+    }
+
+    /// Deletes the connections whose verdict has changed, so that their next packet is judged anew.
+    async fn forget(&mut self, plan: &EgressPlanSpec, concerned: &Concerned) -> Result<usize, AgentError> {
+        let Concerned { sources, ids } = concerned;
+        for id in ids {
+            self.conntrack.delete_by_mark(ct_mark(*id), CT_MARK_MASK).await?;
+        }
+        let filters: Vec<Filter> = match sources.len() {
+            0 => return Ok(0),
+            1..=SOURCES_ONE_BY_ONE => sources
+                .iter()
+                .map(|s| Filter {
+                    source: Some(*s),
+                    mark: None,
+                })
+                .collect(),
+            _ => vec![Filter::default()],
+        };
+        let verdicts = Verdicts::new(plan);
+        // The destination after DNAT is where replies come from.
+        let stale = |flow: &Flow| {
+            let (source, destination) = (flow.original.source, flow.reply.source);
+            sources.contains(&source) && verdicts.contradicts(source, destination, flow.mark)
+        };
+        let mut deleted = 0;
+        for filter in filters {
+            let flows = self.conntrack.flows(filter, stale).await?;
+            self.conntrack.delete(&flows).await?;
+            deleted += flows.len();
+        }
+        Ok(deleted)
+    }
+
+    /// Reads everything back; what still differs was not done.
+    async fn verify(&mut self, desired: &Desired) -> Result<(), AgentError> {
+        let table = self.nft.observe()?;
+        let network = self.rtnl.observe().await?;
+        let net = self.with_sysctls(&network.net, desired)?;
+        let changes = diff::net::diff(&desired.net, &net);
+        let rest = changes
+            .before
+            .iter()
+            .chain(&changes.after)
+            .map(ToString::to_string);
+        let nft = diff::nft::diff(desired.ruleset.as_ref(), table.as_ref());
+        let rest: Vec<String> = rest.chain(nft.iter().map(ToString::to_string)).take(3).collect();
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(AgentError::Verify(rest.join("; ")))
+        }
+    }
+}
+
+fn is_empty(plan: &EgressPlanSpec) -> bool {
+    plan.policies.is_empty() && plan.peers.is_empty()
+}
+
+/// The families that the plan's pods and addresses are of.
+fn families(plan: &EgressPlanSpec) -> Vec<Family> {
+    let pods = plan.pods.iter().flat_map(|pod| &pod.ips);
+    let addresses = plan
+        .policies
+        .iter()
+        .filter_map(|p| p.gateway.as_ref())
+        .flat_map(|g| &g.addresses);
+    let families: BTreeSet<Family> = pods.chain(addresses).map(|a| (*a).into()).collect();
+    families.into_iter().collect()
+}

@@ -1,0 +1,204 @@
+//! The agent's shell: watches the plan and the kernel, brings the datapath in step, says so.
+
+mod datapath;
+mod health;
+mod http;
+mod logging;
+mod metrics;
+mod report;
+
+use std::time::Duration;
+
+use egressnat_crds::EgressPlan;
+use futures::{Stream, StreamExt};
+use kube::{Api, Client};
+use kube_runtime::WatchStreamExt;
+use kube_runtime::watcher::watch_object;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info, warn};
+
+pub use datapath::{Datapath, Report};
+pub use health::Health;
+pub use logging::init as init_logging;
+pub use metrics::Metrics;
+use metrics::Question;
+
+use crate::cli::Cli;
+use crate::error::AgentError;
+use report::Reporter;
+
+/// How often the kernel is read in full and compared, whether or not anything was noticed.
+const RECHECK: Duration = Duration::from_secs(60);
+
+/// Between tries after a failure: doubled each time, up to the limit.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs until SIGTERM or SIGINT. The datapath stays in place: what the kernel holds is in force without us.
+pub async fn run(cli: Cli) -> Result<(), AgentError> {
+    let (metrics, questions) = Metrics::new();
+    let health = Health::default();
+    http::serve(cli.http_address, metrics.clone(), health.clone()).await?;
+    let client = Client::try_default().await.map_err(AgentError::Client)?;
+    let datapath = Datapath::open(&cli)?;
+    let plans = plans(client.clone(), &cli.node_name, metrics.clone());
+    let agent = Agent {
+        datapath,
+        reporter: Reporter::new(client, &cli.node_name),
+        plan: Plan::Unknown,
+        retry: None,
+        failures: 0,
+        questions,
+        metrics,
+        health,
+    };
+    info!(
+        node = cli.node_name,
+        version = env!("CARGO_PKG_VERSION"),
+        "started"
+    );
+    agent.work(plans).await
+}
+
+/// What is known of this node's plan.
+enum Plan {
+    /// The watch has not synced: nothing is touched.
+    Unknown,
+    /// There is none: what is ours is removed.
+    Absent,
+    Present(Box<EgressPlan>),
+}
+
+/// This node's plan whenever it changes, `None` where the API server says that there is none. A watch that
+/// breaks yields nothing, and is taken up again with backoff.
+fn plans(client: Client, node: &str, metrics: Metrics) -> impl Stream<Item = Option<EgressPlan>> + use<> {
+    watch_object(Api::<EgressPlan>::all(client), node)
+        .default_backoff()
+        .filter_map(move |event| {
+            let event = event
+                .inspect_err(|error| {
+                    warn!(%error, "failed to watch the plan: the datapath stays as it is");
+                    metrics.error("Watch");
+                })
+                .ok();
+            std::future::ready(event)
+        })
+}
+
+struct Agent {
+    datapath: Datapath,
+    reporter: Reporter,
+    plan: Plan,
+    /// When to try again after a failure.
+    retry: Option<Instant>,
+    failures: u32,
+    /// Scrapes that ask for the kernel's counters.
+    questions: mpsc::Receiver<Question>,
+    metrics: Metrics,
+    health: Health,
+}
+
+impl Agent {
+    async fn work(mut self, plans: impl Stream<Item = Option<EgressPlan>>) -> Result<(), AgentError> {
+        let mut plans = std::pin::pin!(plans);
+        let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
+        let mut recheck = interval(RECHECK);
+        recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retry = self.retry;
+            tokio::select! {
+                plan = plans.next() => match plan {
+                    Some(Some(plan)) => self.plan = Plan::Present(Box::new(plan)),
+                    Some(None) => self.plan = Plan::Absent,
+                    None => return Err(AgentError::WatchEnded),
+                },
+                changed = self.datapath.changed() => {
+                    changed?;
+                    debug!("the kernel's links, addresses, routes or rules changed");
+                }
+                _ = recheck.tick() => self.datapath.distrust(),
+                () = until(retry) => self.datapath.distrust(),
+                Some(answer) = self.questions.recv() => {
+                    // A scrape that has given up needs no answer.
+                    let _ = answer.send(self.datapath.counters());
+                    continue;
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+            self.sync().await;
+        }
+        info!("stopping; the datapath stays in place");
+        Ok(())
+    }
+
+    /// Brings the kernel in step with what is known of the plan, and reports.
+    async fn sync(&mut self) {
+        let plan = match &self.plan {
+            Plan::Unknown => return,
+            Plan::Absent => None,
+            Plan::Present(plan) => Some(&**plan),
+        };
+        let began = std::time::Instant::now();
+        let result = self.datapath.sync(plan.map(|p| &p.spec)).await;
+        let generation = plan.and_then(|p| p.metadata.generation);
+        match &result {
+            Ok(report) => log_report(generation, report),
+            Err(error) => {
+                error!(generation, category = error.category(), %error, "failed to bring the datapath in step")
+            }
+        }
+        self.metrics
+            .synced(began, generation, plan.map(|p| &p.spec), &result);
+        self.health.synced(&result);
+        let reported = match plan {
+            Some(plan) => {
+                self.reporter
+                    .report(plan, self.datapath.interfaces().to_vec(), &result)
+                    .await
+            }
+            None => Ok(()),
+        };
+        if let Err(error) = &reported {
+            warn!(generation, %error, "failed to write the plan's status");
+            self.metrics.error(error.category());
+        }
+        self.schedule_retry(result.is_ok() && reported.is_ok());
+    }
+
+    fn schedule_retry(&mut self, ok: bool) {
+        self.failures = if ok { 0 } else { self.failures.saturating_add(1) };
+        self.retry = (!ok).then(|| {
+            let doubled = RETRY.saturating_mul(1 << self.failures.min(6).saturating_sub(1));
+            Instant::now() + doubled.min(RETRY_LIMIT)
+        });
+    }
+}
+
+fn log_report(generation: Option<i64>, report: &Report) {
+    for warning in &report.warnings {
+        warn!(generation, category = warning.category(), "{warning}");
+    }
+    if report.changed {
+        info!(
+            generation,
+            nft_steps = report.nft_steps,
+            net_steps = report.net_steps,
+            flows = report.flows,
+            "programmed"
+        );
+    } else {
+        debug!(generation, "nothing to do");
+    }
+}
+
+/// At the given time; never without one.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

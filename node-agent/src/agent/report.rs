@@ -1,0 +1,171 @@
+//! The plan's status: what the kernel holds, or what is wrong.
+
+use egressnat_crds::plan::NodeInterface;
+use egressnat_crds::{AGENT_MANAGER, EgressPlan, EgressPlanStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource};
+use serde_json::json;
+
+use super::Report;
+use crate::error::AgentError;
+
+/// Writes the status of this node's plan, where it says something new.
+pub(super) struct Reporter {
+    plans: Api<EgressPlan>,
+    node: String,
+    /// What was last written, and to which plan: the watch may show an older state.
+    written: Option<(String, EgressPlanStatus)>,
+}
+
+impl Reporter {
+    pub(super) fn new(client: Client, node: &str) -> Self {
+        Self {
+            plans: Api::all(client),
+            node: node.into(),
+            written: None,
+        }
+    }
+
+    /// Writes what `result` says of `plan`, unless the status says so already.
+    pub(super) async fn report(
+        &mut self,
+        plan: &EgressPlan,
+        interfaces: Vec<NodeInterface>,
+        result: &Result<Report, AgentError>,
+    ) -> Result<(), AgentError> {
+        let uid = plan.metadata.uid.clone().unwrap_or_default();
+        let before = match &self.written {
+            Some((of, status)) if *of == uid => status.clone(),
+            _ => plan.status.clone().unwrap_or_default(),
+        };
+        let status = next_status(
+            &before,
+            plan.metadata.generation,
+            interfaces,
+            result,
+            Timestamp::now(),
+        );
+        if status == before && self.written.is_some() {
+            return Ok(());
+        }
+        let patch = json!({
+            "apiVersion": EgressPlan::api_version(&()),
+            "kind": EgressPlan::kind(&()),
+            "metadata": { "name": self.node, "uid": uid },
+            "status": status,
+        });
+        let params = PatchParams::apply(AGENT_MANAGER).force();
+        self.plans
+            .patch_status(&self.node, &params, &Patch::Apply(patch))
+            .await
+            .map_err(AgentError::Status)?;
+        self.written = Some((uid, status));
+        Ok(())
+    }
+}
+
+/// The status after a try. Where it failed, the kernel still holds the generation that it held before.
+fn next_status(
+    before: &EgressPlanStatus,
+    generation: Option<i64>,
+    interfaces: Vec<NodeInterface>,
+    result: &Result<Report, AgentError>,
+    now: Timestamp,
+) -> EgressPlanStatus {
+    let (status, reason, message) = match result {
+        Ok(report) if report.missing.is_empty() => {
+            let warnings = report.warnings.iter().map(|w| format!("; {w}"));
+            (
+                "True",
+                "Programmed",
+                "the kernel holds what the plan says".to_string() + &warnings.collect::<String>(),
+            )
+        }
+        Ok(report) => {
+            let missing: Vec<String> = report.missing.iter().map(ToString::to_string).collect();
+            (
+                "True",
+                "AddressMissing",
+                format!("programmed, but this node does not hold {}", missing.join(", ")),
+            )
+        }
+        Err(error) => ("False", error.category(), error.to_string()),
+    };
+    let old = before.conditions.iter().find(|c| c.type_ == "Ready");
+    let since = old
+        .filter(|c| c.status == status)
+        .map_or(Time(now), |c| c.last_transition_time.clone());
+    let condition = Condition {
+        type_: "Ready".into(),
+        status: status.into(),
+        reason: reason.into(),
+        message,
+        observed_generation: generation,
+        last_transition_time: since,
+    };
+    EgressPlanStatus {
+        observed_generation: if result.is_ok() {
+            generation
+        } else {
+            before.observed_generation
+        },
+        conditions: vec![condition],
+        interfaces,
+        missing_addresses: match result {
+            Ok(report) => report.missing.iter().copied().collect(),
+            Err(_) => before.missing_addresses.clone(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::CompileError;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn next(
+        before: &EgressPlanStatus,
+        generation: i64,
+        result: &Result<Report, AgentError>,
+        seconds: i64,
+    ) -> EgressPlanStatus {
+        next_status(before, Some(generation), vec![], result, at(seconds))
+    }
+
+    #[test]
+    fn time_alone_changes_nothing() {
+        let first = next(&EgressPlanStatus::default(), 1, &Ok(Report::default()), 10);
+        assert_eq!(first, next(&first, 1, &Ok(Report::default()), 99));
+    }
+
+    #[test]
+    fn a_failure_keeps_the_generation_that_is_in_force() {
+        let ready = next(&EgressPlanStatus::default(), 1, &Ok(Report::default()), 10);
+        let failed = next(&ready, 2, &Err(CompileError::TunnelMissing.into()), 20);
+        assert_eq!(failed.observed_generation, Some(1));
+        assert_eq!(failed.conditions[0].status, "False");
+        assert_eq!(failed.conditions[0].reason, "TunnelMissing");
+        assert_eq!(failed.conditions[0].last_transition_time, Time(at(20)));
+    }
+
+    #[test]
+    fn a_missing_address_is_named() {
+        let report = Report {
+            missing: ["192.0.2.1".parse().unwrap()].into(),
+            ..Report::default()
+        };
+        let status = next(&EgressPlanStatus::default(), 1, &Ok(report), 10);
+        assert_eq!(status.conditions[0].reason, "AddressMissing");
+        assert!(status.conditions[0].message.contains("192.0.2.1"));
+        assert_eq!(
+            status.missing_addresses,
+            ["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! Command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::owned::Numbers;
+
+/// Renders this node's EgressPlan into the kernel.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "egressnat-agent", version)]
+pub struct Cli {
+    /// Name of this node, which is the name of its plan.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, env = "HTTP_ADDRESS", default_value = "0.0.0.0:9740")]
+    pub http_address: SocketAddr,
+    /// How log lines are written.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, as in RUST_LOG: `info`, or `info,egressnat_agent=debug`.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// UDP port of the tunnel, the same on every node.
+    #[arg(long, env = "TUNNEL_PORT", default_value_t = Numbers::default().port)]
+    pub tunnel_port: u16,
+    /// VXLAN network identifier of the tunnel, the same on every node.
+    #[arg(long, env = "TUNNEL_VNI", default_value_t = Numbers::default().vni, value_parser = clap::value_parser!(u32).range(1..0x0100_0000))]
+    pub tunnel_vni: u32,
+    /// The six neighbouring bits of the packet mark that nothing else on the node uses.
+    #[arg(long, env = "ROUTING_MARK_MASK", default_value = "0x3f000000", value_parser = mark_mask)]
+    pub routing_mark_mask: u32,
+    /// Priority of our ip rules.
+    #[arg(long, env = "RULE_PRIORITY", default_value_t = Numbers::default().rule_priority, value_parser = clap::value_parser!(u32).range(1..32766))]
+    pub rule_priority: u32,
+    /// Our route tables are this number plus 1 to 63.
+    #[arg(long, env = "ROUTE_TABLE_BASE", default_value_t = Numbers::default().table_base, value_parser = clap::value_parser!(u32).range(256..0x7fff_ffff))]
+    pub route_table_base: u32,
+    /// Where the host's /proc/sys/net can be written: a container sees its own read-only.
+    #[arg(long, env = "PROC_SYS_NET", default_value = "/proc/sys/net")]
+    pub proc_sys_net: PathBuf,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Cli {
+    /// The numbers that an administrator may set.
+    pub fn numbers(&self) -> Numbers {
+        Numbers {
+            mark_mask: self.routing_mark_mask,
+            rule_priority: self.rule_priority,
+            table_base: self.route_table_base,
+            port: self.tunnel_port,
+            vni: self.tunnel_vni,
+        }
+    }
+}
+
+/// Six neighbouring bits, clear of 0 to 15, in which a tunnel carries an id.
+fn mark_mask(text: &str) -> Result<u32, String> {
+    let digits = text
+        .strip_prefix("0x")
+        .ok_or("write the mask in hexadecimal, such as 0x3f000000")?;
+    let mask = u32::from_str_radix(digits, 16).map_err(|e| e.to_string())?;
+    if mask == 0 || mask >> mask.trailing_zeros() != 0x3f || mask & 0xffff != 0 {
+        return Err("the mask must be six neighbouring bits above bit 15, such as 0x3f000000".into());
+    }
+    Ok(mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_six_neighbouring_bits() {
+        assert_eq!(mark_mask("0x3f000000"), Ok(0x3f00_0000));
+        assert_eq!(mark_mask("0xfc000000"), Ok(0xfc00_0000));
+        assert_eq!(mark_mask("0x003f0000"), Ok(0x003f_0000));
+        for bad in [
+            "0",
+            "3f000000",
+            "0x0",
+            "0x1f000000",
+            "0x7f000000",
+            "0x3f",
+            "0x00fc00",
+            "0x2f000000",
+            "0xffffffffff",
+        ] {
+            assert!(mark_mask(bad).is_err(), "{bad}");
+        }
+    }
+}
