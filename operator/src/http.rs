@@ -62,3 +62,42 @@ async fn metrics(State(told): State<Told>) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn probes_and_metrics_are_answered() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let told = Told {
+            health: Arc::new(Health::default()),
+            metrics: Arc::new(Metrics::default()),
+        };
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, told.clone(), stop.clone()));
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        told.health.set_synced(true);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let metrics = get(address, "/metrics").await;
+        assert!(metrics.contains("egressnat_operator_leader 0"), "{metrics}");
+        let taken = listen(address).await;
+        assert!(matches!(taken, Err(Error::Listen { .. })));
+        stop.cancel();
+        server.await.unwrap().unwrap();
+    }
+}
