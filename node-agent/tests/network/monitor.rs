@@ -49,6 +49,7 @@ fn changes_that_concern_us_are_told() {
             "ip link set up1 name eth1".into(),
             format!("bridge fdb del {mac} dev egressnat0"),
             "ip neighbour del 198.18.0.1 dev egressnat0".into(),
+            "ip address del 169.254.77.0/32 dev egressnat0".into(),
             "ip link set egressnat0 down".into(),
             "ip link del egressnat0".into(),
         ];

@@ -45,6 +45,12 @@ fn the_link_is_as_wanted(tunnel: &Tunnel) {
     assert_eq!(data["link"], tunnel.underlay.name);
     assert_eq!(data["learning"], false);
     assert_eq!(data["gbp"], true, "{data}");
+    let address = &json("ip -j -4 address show dev egressnat0")[0]["addr_info"];
+    assert_eq!(address[0]["local"], tunnel.address.to_string());
+    assert_eq!(
+        (&address[0]["prefixlen"], &address[0]["scope"]),
+        (&32.into(), &"host".into())
+    );
     let local = if tunnel.local.is_ipv4() { "local" } else { "local6" };
     assert_eq!(data[local], tunnel.local.to_string());
 }

@@ -68,15 +68,17 @@ fn a_tunnel_is_changed_where_that_can_be_and_made_anew_elsewhere() {
             assert_eq!(rtnl.observe().await.unwrap().net, wanted);
             assert_eq!(tunnel_index(), first);
 
-            ip("link set egressnat0 down");
-            assert_ne!(
-                rtnl.observe().await.unwrap().net,
-                wanted,
-                "a tunnel that is down went unnoticed"
-            );
-            reach(&mut rtnl, &wanted).await;
-            assert_eq!(rtnl.observe().await.unwrap().net, wanted);
-            assert_eq!(tunnel_index(), first);
+            let damages = [
+                "link set egressnat0 down",
+                "address del 169.254.77.0/32 dev egressnat0",
+            ];
+            for damage in damages {
+                ip(damage);
+                assert_ne!(rtnl.observe().await.unwrap().net, wanted, "{damage}: unnoticed");
+                reach(&mut rtnl, &wanted).await;
+                assert_eq!(rtnl.observe().await.unwrap().net, wanted);
+                assert_eq!(tunnel_index(), first);
+            }
 
             wanted.tunnel.as_mut().unwrap().vni += 1;
             reach(&mut rtnl, &wanted).await;

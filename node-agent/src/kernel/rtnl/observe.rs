@@ -25,16 +25,7 @@ impl Rtnl {
         let tunnel = observed.tunnel_link().filter(|l| l.vxlan.is_some()).cloned();
         observed.net.tunnel = tunnel.as_ref().and_then(|t| t.tunnel(&observed.links));
         let index = tunnel.map(|t| t.index);
-        self.observe_addresses(&mut observed).await?;
-        let holds = |address: &NodeAddress| Some(address.index) == index && address.address == TUNNEL_ADDRESS;
-        if let Some(tunnel) = observed
-            .net
-            .tunnel
-            .as_mut()
-            .filter(|_| observed.addresses.iter().any(holds))
-        {
-            tunnel.address = TUNNEL_ADDRESS;
-        }
+        self.observe_addresses(&mut observed, index).await?;
         self.observe_routes(&mut observed, index).await?;
         self.observe_rules(&mut observed).await?;
         if let Some(index) = index {
@@ -44,13 +35,23 @@ impl Rtnl {
         Ok(observed)
     }
 
-    async fn observe_addresses(&mut self, observed: &mut Observed) -> Result<(), NetError> {
+    async fn observe_addresses(
+        &mut self,
+        observed: &mut Observed,
+        tunnel: Option<u32>,
+    ) -> Result<(), NetError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let addresses = self.wire.dump("addresses", request, |message| match message {
             RouteNetlinkMessage::NewAddress(m) => NodeAddress::read(&m),
             _ => None,
         });
         observed.addresses = addresses.await?;
+        let ours = |a: &NodeAddress| Some(a.index) == tunnel && a.address == TUNNEL_ADDRESS;
+        if let Some(tunnel) = &mut observed.net.tunnel
+            && observed.addresses.iter().any(ours)
+        {
+            tunnel.address = TUNNEL_ADDRESS;
+        }
         Ok(())
     }
 
