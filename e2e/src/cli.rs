@@ -136,7 +136,10 @@ impl Cli {
                 print!("{}", Sightings::take(&self.options.kubectl(&site)?)?);
                 Ok(())
             }
-            Command::Walk => Ok(walk::run(&self.options.kubectl(&site)?, &progress)?),
+            Command::Walk => {
+                let show = |what: &str, sightings: &Sightings| println!("{what}:\n{sightings}");
+                Ok(walk::run(&self.options.kubectl(&site)?, show)?)
+            }
             Command::RestartAll => Ok(workloads::restart_all(&self.options.kubectl(&site)?, &progress)?),
             Command::Kubeconfig => {
                 println!("{}", Cluster::attach(&site)?.kubeconfig().display());

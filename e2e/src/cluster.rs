@@ -21,6 +21,7 @@ use crate::{
 
 const PROXY_DEADLINE: Duration = Duration::from_secs(10);
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(10);
+const CHART_NAMESPACE: &str = "egressnat-system";
 const COREDNS_MANIFEST: &str = include_str!("../manifests/coredns.yaml");
 const TSHOOT_MANIFEST: &str = include_str!("../manifests/net-tshoot.yaml");
 const ECHO_MANIFEST: &str = include_str!("../manifests/echo.yaml");
@@ -121,6 +122,42 @@ impl Cluster {
         on_every_node(&self.site, |node| {
             archives.iter().try_for_each(|archive| node.import(archive))
         })
+    }
+
+    /// Installs the chart with the project's images, or upgrades it, and waits until the operator and every
+    /// agent are ready. The release programs must be built.
+    ///
+    /// # Errors
+    /// When helm refuses, or something is not ready within two minutes.
+    pub fn install_chart(&self) -> Result<()> {
+        self.load_images(&images::build_project()?)?;
+        let file = |path: &str| Site::root().join(path).display().to_string();
+        let values = [
+            file("e2e/manifests/values.yaml"),
+            file("target/images/values.yaml"),
+        ];
+        let mut args = vec![
+            "upgrade",
+            "--install",
+            "egressnat",
+            "--namespace",
+            CHART_NAMESPACE,
+        ];
+        args.extend(["--create-namespace", "-f", &values[0], "-f", &values[1]]);
+        let chart = file("charts/egressnat");
+        args.push(&chart);
+        self.kubectl.helm(args)?;
+        for workload in ["deployment/egressnat-operator", "daemonset/egressnat-agent"] {
+            self.kubectl.run([
+                "-n",
+                CHART_NAMESPACE,
+                "rollout",
+                "status",
+                workload,
+                "--timeout=120s",
+            ])?;
+        }
+        Ok(())
     }
 
     /// Runs kube-proxy in `mode` on every node, and returns when its rules are written (or gone).

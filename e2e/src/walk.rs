@@ -8,7 +8,6 @@ use serde_json::Value;
 use crate::{
     error::{Context, Error, Result},
     kubectl::Kubectl,
-    progress::Progress,
     wait,
 };
 
@@ -136,12 +135,12 @@ pub fn remove_policy(kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// Walks through: no policy, IPv4 policy, dual-stack policy, no policy; shows each and ends at the first
-/// that is not as it should be.
+/// Walks through: no policy, IPv4 policy, dual-stack policy, no policy; passes each to `show`, and ends at the
+/// first that is not as it should be.
 ///
 /// # Errors
 /// When a step does not show what it should, with what it showed.
-pub fn run(kubectl: &Kubectl, progress: &Progress) -> Result<()> {
+pub fn run(kubectl: &Kubectl, show: impl Fn(&str, &Sightings)) -> Result<()> {
     let gateway = node_addresses(kubectl)?;
     let [v4, v6] = gateway
         .get(crate::site::CONTROL_PLANE.name)
@@ -149,8 +148,7 @@ pub fn run(kubectl: &Kubectl, progress: &Progress) -> Result<()> {
         .unwrap_or_default();
     let step = |what: &str, expected: Expected| -> Result<()> {
         let sightings = expect(kubectl, what, expected)?;
-        progress.step(&format!("{what}:"));
-        println!("{sightings}");
+        show(what, &sightings);
         Ok(())
     };
     remove_policy(kubectl)?;

@@ -4,6 +4,7 @@
 //! test leaves what could be found out in `target/lab/failures`.
 
 mod own_address;
+mod walk_through;
 
 use std::{fmt::Display, path::Path, process::ExitCode, sync::Arc};
 
@@ -17,7 +18,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Test = (&'static str, fn(&Cluster) -> Result<(), Failed>);
 
 fn tests() -> Vec<Test> {
-    [own_address::TESTS].concat()
+    [own_address::TESTS, walk_through::TESTS].concat()
 }
 
 fn main() -> ExitCode {
