@@ -18,12 +18,8 @@ use crate::selector::LabelSelector;
     shortname = "enp",
     category = "egressnat",
     status = "EgressNATPolicyStatus",
-    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateways[*].node"),
-    printcolumn(
-        name = "Address",
-        type_ = "string",
-        json_path = ".status.gateways[*].addresses[*]"
-    ),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateways[0].node"),
+    printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.matchedPods"),
     printcolumn(
         name = "Ready",
@@ -186,6 +182,9 @@ pub struct EgressNATPolicyStatus {
     /// The gateway in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayStatus>,
+    /// The addresses in force of all gateways, joined by commas, as `kubectl get` shows them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub addresses: String,
     /// How many pods the policy selects, those still without an address included.
     #[serde(default)]
     pub matched_pods: u32,

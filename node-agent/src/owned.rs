@@ -4,7 +4,7 @@
 //! | thing | name or number | recognised by |
 //! |---|---|---|
 //! | nft table | `inet egressnat` | its name; nothing else is looked into |
-//! | link | `egressnat0` | its name, kind `vxlan` and VNI; another kind or VNI is a clash |
+//! | link | `egressnat0` | its name and kind `vxlan`; another kind is a clash |
 //! | its IPv4 address | 169.254.77.0/32, scope host | the link |
 //! | FDB and neighbour entries | on `egressnat0` | the link |
 //! | ip rules | priority 770 | priority, and a fwmark under our mask; anything else at 770 is a clash |

@@ -80,10 +80,16 @@ fn status(
         ConditionType::Degraded => degraded_verdict(outcome, &missing),
     };
     let condition = |of| condition(of, verdict(of), policy, now);
+    let gateways: Vec<_> = outcome.gateway.iter().map(gateway_status).collect();
     EgressNATPolicyStatus {
         conditions: ConditionType::ALL.into_iter().map(condition).collect(),
         id: outcome.id,
-        gateways: outcome.gateway.iter().map(gateway_status).collect(),
+        addresses: gateways
+            .iter()
+            .flat_map(|g| g.addresses.clone())
+            .collect::<Vec<_>>()
+            .join(","),
+        gateways,
         matched_pods: count(outcome.matched_pods),
         nodes_concerned: count(nodes.len()),
         nodes_programmed: count(programmed),

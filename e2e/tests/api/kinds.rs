@@ -62,7 +62,8 @@ async fn a_policy_shows_its_gateway_address_pods_and_readiness() {
     let spec = json!({"selectors": [{"podSelector": {}}], "egressSourceIP": "192.0.2.10"});
     let status = json!({
         "conditions": [condition("Accepted", "True", "Valid"), condition("Programmed", "False", "Waiting")],
-        "gateways": [{"node": "node-a", "addresses": ["192.0.2.10"]}],
+        "gateways": [{"node": "node-a", "addresses": ["192.0.2.10", "2001:db8::10"]}],
+        "addresses": "192.0.2.10,2001:db8::10",
         "matchedPods": 3, "nodesConcerned": 2, "nodesProgrammed": 1,
     });
     let apply = PatchParams::apply(OPERATOR_MANAGER);
@@ -79,7 +80,7 @@ async fn a_policy_shows_its_gateway_address_pods_and_readiness() {
     let cells = [
         ("Name", json!("table")),
         ("Gateway", json!("node-a")),
-        ("Address", json!("192.0.2.10")),
+        ("Address", json!("192.0.2.10,2001:db8::10")),
         ("Pods", json!(3)),
         ("Ready", json!("False")),
     ];

@@ -13,7 +13,7 @@ pub fn init(format: LogFormat, level: &str) {
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     if bad {
         tracing::warn!(level, "failed to read the log level, using info");
