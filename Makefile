@@ -24,7 +24,7 @@ ifeq ($(LAB),external)
 else
   own_cluster :=
   lab_flags := --cluster $(LAB)
-  chart_values := -f e2e/manifests/values.yaml -f target/images/values.yaml
+  chart_values := -f e2e/manifests/values.yaml -f target/images/values.yaml --hide-notes
   export KUBECONFIG := $(clusters)/$(LAB)/kubeconfig
   export PATH := $(CURDIR)/target/lab/bin:$(PATH)
 endif
