@@ -15,7 +15,7 @@ use crate::error::AgentError;
 use crate::facts::Facts;
 use crate::kernel::clash::{self, Clash, Readings};
 use crate::kernel::conntrack::{Conntrack, Filter, Flow};
-use crate::kernel::nft::{Nft, Ownership};
+use crate::kernel::nft::{Nft, NftError, Ownership};
 use crate::kernel::observe_facts::{interfaces, observe_facts};
 use crate::kernel::rtnl::{Monitor, Observed, Rtnl};
 use crate::kernel::sysctl::Sysctls;
@@ -54,6 +54,11 @@ pub struct Datapath {
     known: Option<Known>,
     /// Whether the next try reads everything back after it has written.
     verify: bool,
+    /// Connections still to be judged: kept until conntrack has taken the answer, whatever fails between.
+    unjudged: Concerned,
+    /// Whether every pod's connections are to be judged, since a process before us may have ended between
+    /// writing the table and judging.
+    judge_all: bool,
     interfaces: Vec<NodeInterface>,
 }
 
@@ -78,6 +83,8 @@ impl Datapath {
             conntrack: Conntrack::open()?,
             known: None,
             verify: true,
+            unjudged: Concerned::default(),
+            judge_all: true,
             interfaces: Vec::new(),
         })
     }
@@ -152,6 +159,10 @@ impl Datapath {
             }
             warnings = rest;
         }
+        let ownership = self.nft.ownership()?;
+        if let Ownership::Other(portid) = ownership {
+            return Err(NftError::OwnedByOther { portid }.into());
+        }
         if !network.strays.is_empty() {
             self.rtnl.remove_strays(&network.strays).await?;
             network = self.rtnl.observe().await?;
@@ -159,7 +170,7 @@ impl Datapath {
         Ok(Known {
             network,
             table: self.nft.observe()?,
-            ownership: self.nft.ownership()?,
+            ownership,
             warnings,
         })
     }
@@ -203,7 +214,8 @@ impl Datapath {
         let changes = diff::net::diff(&desired.net, &self.with_sysctls(&known.network.net, desired)?);
         let ruleset = desired.ruleset.as_ref();
         let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
-        let concerned = diff::flows::concerned(ruleset, known.table.as_ref());
+        self.unjudged
+            .merge(diff::flows::concerned(ruleset, known.table.as_ref()));
         match known.ownership {
             Ownership::Orphan if ruleset.is_some() => steps.insert(0, NftStep::AddTable),
             Ownership::Unprotected if ruleset.is_some() && self.nft.can_own() => {
@@ -216,7 +228,7 @@ impl Datapath {
         report.nft_steps += steps.len();
         self.put(&changes.before).await?;
         self.nft.apply(&steps)?;
-        report.flows += self.forget(plan, &concerned).await?;
+        report.flows += self.forget(plan).await?;
         self.put(&changes.after).await?;
         if !steps.is_empty() {
             known.table = ruleset.map(ObservedTable::from);
@@ -242,22 +254,20 @@ impl Datapath {
     }
 
     /// Deletes the connections whose verdict has changed, so that their next packet is judged anew.
-    async fn forget(&mut self, plan: &EgressPlanSpec, concerned: &Concerned) -> Result<usize, AgentError> {
-        let Concerned { sources, ids } = concerned;
+    async fn forget(&mut self, plan: &EgressPlanSpec) -> Result<usize, AgentError> {
+        if self.judge_all {
+            self.unjudged
+                .sources
+                .extend(plan.pods.iter().flat_map(|pod| &pod.ips));
+        }
+        self.judge_all = false;
+        if self.unjudged.is_empty() {
+            return Ok(0);
+        }
+        let Concerned { sources, ids } = &self.unjudged;
         for id in ids {
             self.conntrack.delete_by_mark(ct_mark(*id), CT_MARK_MASK).await?;
         }
-        let filters: Vec<Filter> = match sources.len() {
-            0 => return Ok(0),
-            1..=SOURCES_ONE_BY_ONE => sources
-                .iter()
-                .map(|s| Filter {
-                    source: Some(*s),
-                    mark: None,
-                })
-                .collect(),
-            _ => vec![Filter::default()],
-        };
         let verdicts = Verdicts::new(plan);
         // The destination after DNAT is where replies come from.
         let stale = |flow: &Flow| {
@@ -265,11 +275,12 @@ impl Datapath {
             sources.contains(&source) && verdicts.contradicts(source, destination, flow.mark)
         };
         let mut deleted = 0;
-        for filter in filters {
+        for filter in filters(sources) {
             let flows = self.conntrack.flows(filter, stale).await?;
             self.conntrack.delete(&flows).await?;
             deleted += flows.len();
         }
+        self.unjudged = Concerned::default();
         Ok(deleted)
     }
 
@@ -291,6 +302,20 @@ impl Datapath {
         } else {
             Err(AgentError::Verify(rest.join("; ")))
         }
+    }
+}
+
+/// What conntrack is asked for: a few sources one by one, many by one look at all.
+fn filters(sources: &BTreeSet<IpAddr>) -> Vec<Filter> {
+    match sources.len() {
+        0..=SOURCES_ONE_BY_ONE => sources
+            .iter()
+            .map(|s| Filter {
+                source: Some(*s),
+                mark: None,
+            })
+            .collect(),
+        _ => vec![Filter::default()],
     }
 }
 

@@ -20,6 +20,8 @@ mod shared;
 mod source;
 mod table;
 
+pub(crate) use source::never_captured;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

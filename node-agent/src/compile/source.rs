@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::interval::{self, Interval};
-use egressnat_crds::plan::{Family, Profile, SourceRole};
+use egressnat_crds::plan::{EgressPlanSpec, Family, Profile, SourceRole};
 use egressnat_crds::policy::NoGateway;
 use ipnet::IpNet;
 
@@ -184,11 +184,13 @@ impl Context<'_> {
 
     /// A selected pod's packet that carries no id yet.
     fn judge(&self, table: &mut Ruleset) {
-        for (family, ranges) in FAMILIES.iter().zip(self.never_captured()) {
-            let elements = ranges.into_iter().map(|r| (ElementKey::Range(r), Data::None));
+        let ranges = never_captured(self.plan);
+        for family in FAMILIES {
+            let of_family = ranges.iter().filter(|r| family == r.first().into());
+            let elements = of_family.map(|r| (ElementKey::Range(*r), Data::None));
             table.intervals(
-                format!("cluster{}", digit(*family)),
-                address_type(*family).0,
+                format!("cluster{}", digit(family)),
+                address_type(family).0,
                 DataType::None,
                 elements,
             );
@@ -222,22 +224,15 @@ impl Context<'_> {
         unplaced.push(drop_rule(Drop::Unplaced));
         table.chain("unplaced", unplaced);
     }
+}
 
-    /// The plan's ranges and those of every node, merged, by family.
-    fn never_captured(&self) -> [Vec<Interval>; 2] {
-        let fixed = NEVER
-            .iter()
-            .filter_map(|net| net.parse::<IpNet>().ok())
-            .map(Interval::from);
-        let merged = merge(self.plan.cluster.iter().copied().chain(fixed));
-        FAMILIES.map(|family| {
-            merged
-                .iter()
-                .filter(|r| family == r.first().into())
-                .copied()
-                .collect()
-        })
-    }
+/// What no policy captures: the plan's ranges and those of every node, merged, in order.
+pub(crate) fn never_captured(plan: &EgressPlanSpec) -> Vec<Interval> {
+    let fixed = NEVER
+        .iter()
+        .filter_map(|net| net.parse::<IpNet>().ok())
+        .map(Interval::from);
+    merge(plan.cluster.iter().copied().chain(fixed))
 }
 
 /// The rule that looks a destination of `family` up, and the map it looks in. None where no policy of the

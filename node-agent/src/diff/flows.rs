@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{EgressPlanSpec, Profile};
 
 use super::nft::ObservedTable;
+use crate::compile::never_captured;
 use crate::model::{Data, ElementKey, Rule, Ruleset, Verdict};
 use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT};
 
@@ -27,6 +29,13 @@ impl Concerned {
     /// Whether no connection can be concerned.
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty() && self.ids.is_empty()
+    }
+
+    /// Adds what another change concerns.
+    pub fn merge(&mut self, other: Self) {
+        let Self { sources, ids } = other;
+        self.sources.extend(sources);
+        self.ids.extend(ids);
     }
 }
 
@@ -152,7 +161,7 @@ fn id_of(key: &ElementKey) -> Option<u16> {
 /// What a plan says of each of its pods' destinations.
 #[derive(Debug)]
 pub struct Verdicts<'a> {
-    plan: &'a EgressPlanSpec,
+    never: Vec<Interval>,
     profiles: BTreeMap<u32, &'a Profile>,
     pods: BTreeMap<IpAddr, u32>,
 }
@@ -166,7 +175,7 @@ impl<'a> Verdicts<'a> {
             .flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.profile)))
             .collect();
         Self {
-            plan,
+            never: never_captured(plan),
             profiles: plan.profiles.iter().map(|p| (p.id, p)).collect(),
             pods,
         }
@@ -177,21 +186,91 @@ impl<'a> Verdicts<'a> {
         let Some(profile) = self.pods.get(&source).and_then(|p| self.profiles.get(p)) else {
             return 0;
         };
-        if self.plan.cluster.iter().any(|range| range.contains(destination)) {
+        if covering(&self.never, |r| *r, destination).is_some() {
             return 0;
         }
-        let after = profile
-            .destinations
-            .partition_point(|d| d.range.first() <= destination);
-        let before = after.checked_sub(1).and_then(|i| profile.destinations.get(i));
-        before
-            .filter(|d| d.range.contains(destination))
-            .map_or(0, |d| d.policy)
+        covering(&profile.destinations, |d| d.range, destination).map_or(0, |d| d.policy)
     }
 
     /// Whether a connection from `source` to `destination` that carries this connection mark was decided
     /// otherwise than it would be now.
     pub fn contradicts(&self, source: IpAddr, destination: IpAddr, ct_mark: u32) -> bool {
         u32::from(self.id(source, destination)) != (ct_mark & CT_MARK_MASK) >> CT_MARK_SHIFT
+    }
+}
+
+/// The one of disjoint intervals, in ascending order, that holds `address`.
+fn covering<T>(sorted: &[T], range: impl Fn(&T) -> Interval, address: IpAddr) -> Option<&T> {
+    let after = sorted.partition_point(|t| range(t).first() <= address);
+    let candidate = sorted.get(after.checked_sub(1)?)?;
+    range(candidate).contains(address).then_some(candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use egressnat_crds::plan::{Destination, PlanPod};
+
+    use super::*;
+
+    fn plan() -> EgressPlanSpec {
+        EgressPlanSpec {
+            cluster: vec!["10.0.0.0-10.255.255.255".parse().unwrap()],
+            profiles: vec![Profile {
+                id: 1,
+                destinations: vec![
+                    Destination {
+                        range: "0.0.0.0-192.0.2.9".parse().unwrap(),
+                        policy: 7,
+                    },
+                    Destination {
+                        range: "192.0.2.10-192.0.2.10".parse().unwrap(),
+                        policy: 8,
+                    },
+                    Destination {
+                        range: "2001:db8::-2001:db8::f".parse().unwrap(),
+                        policy: 9,
+                    },
+                ],
+            }],
+            pods: vec![PlanPod {
+                uid: "a".into(),
+                name: "default/a".into(),
+                ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+                profile: 1,
+            }],
+            ..EgressPlanSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_verdict_is_that_of_the_interval_outside_the_cluster() {
+        let plan = plan();
+        let verdicts = Verdicts::new(&plan);
+        for (source, destination, id) in [
+            ("10.0.0.1", "192.0.2.9", 7),
+            ("10.0.0.1", "192.0.2.10", 8),
+            ("10.0.0.1", "192.0.2.11", 0),
+            ("10.0.0.1", "10.9.9.9", 0),
+            ("10.0.0.1", "169.254.20.10", 0),
+            ("10.0.0.2", "192.0.2.9", 0),
+            ("fd00::1", "2001:db8::f", 9),
+            ("fd00::1", "2001:db8::10", 0),
+            ("fd00::1", "fe80::1", 0),
+        ] {
+            let found = verdicts.id(source.parse().unwrap(), destination.parse().unwrap());
+            assert_eq!(found, id, "{source} -> {destination}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_contradicted_by_another_id_only() {
+        let plan = plan();
+        let verdicts = Verdicts::new(&plan);
+        let contradicts =
+            |mark| verdicts.contradicts("10.0.0.1".parse().unwrap(), "192.0.2.9".parse().unwrap(), mark);
+        assert!(!contradicts(0x0007_0000));
+        assert!(!contradicts(0x8007_0001), "bits of others");
+        assert!(contradicts(0x0008_0000));
+        assert!(contradicts(0));
     }
 }
