@@ -77,7 +77,13 @@ impl Agent {
     }
 
     /// Ends it.
-    pub fn stop(self) {}
+    pub fn stop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // What it died of was printed by then.
+            let _ = thread.join();
+        }
+    }
 
     fn call<T: Send + 'static>(&self, work: impl FnOnce(&Runtime, &mut Datapath) -> T + Send + 'static) -> T {
         let (answer, answered) = mpsc::channel();
@@ -93,10 +99,6 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        drop(self.jobs.take());
-        if let Some(thread) = self.thread.take() {
-            // What it died of was printed by then.
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Debug, net::IpAddr, process::Command, time::Duration};
 
 use egressnat_agent::{agent::Report, owned::Drop as DropReason};
 use egressnat_e2e::{
-    topology::{self, Dual, FAMILIES, Node, Options, Packet, Pod, Topology},
+    topology::{self, Dual, FAMILIES, Family, Node, Options, Packet, Pod, Topology},
     wait,
 };
 
@@ -18,6 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// The topology with an agent on every node.
 pub struct Lab {
     pub topology: Topology,
+    /// The family of the addresses under the tunnel.
+    pub underlay: Family,
     pub source: Agent,
     pub gateway: Agent,
     pub second: Agent,
@@ -27,18 +29,38 @@ impl Lab {
     /// With nothing programmed.
     #[track_caller]
     pub fn new(options: Options) -> Self {
+        Self::over(Family::V4, options)
+    }
+
+    /// With nothing programmed, for a tunnel over addresses of this family.
+    #[track_caller]
+    pub fn over(underlay: Family, options: Options) -> Self {
         let topology = ok(Topology::new(options));
         Self {
             source: Agent::start(&topology.source, &[]),
             gateway: Agent::start(&topology.gateway, &[]),
             second: Agent::start(&topology.second, &[]),
             topology,
+            underlay,
         }
+    }
+
+    /// Ends every agent; what they have programmed stays.
+    pub fn stop_agents(&mut self) {
+        for agent in [&mut self.source, &mut self.gateway, &mut self.second] {
+            agent.stop();
+        }
+    }
+
+    /// Starts every agent anew.
+    pub fn start_agents(&mut self) {
+        let [source, gateway, second] = self.topology.nodes().map(|node| Agent::start(node, &[]));
+        (self.source, self.gateway, self.second) = (source, gateway, second);
     }
 
     /// The plan of a node under these policies.
     pub fn plan(&self, node: &Node, policies: &[Policy]) -> egressnat_crds::EgressPlanSpec {
-        plan(&self.topology, node, policies)
+        plan(&self.topology, self.underlay, node, policies)
     }
 
     /// Brings every node in step, gateways first. Returns what was done on the source node.
@@ -75,43 +97,40 @@ impl Lab {
 impl Drop for Lab {
     /// A failed test says what the nodes' kernels held.
     fn drop(&mut self) {
-        const COMMANDS: [&str; 6] = [
-            "ip -s -d link show egressnat0",
-            "ip rule; ip -6 rule",
-            "ip route show table all; ip -6 route show table all",
-            "ip neigh show dev egressnat0; bridge fdb show dev egressnat0",
-            "conntrack -L 2>/dev/null; conntrack -L -f ipv6 2>/dev/null; nstat -as | grep -E \"Filter|Drop|Err|Disc|NoR\"",
-            "nft list ruleset",
-        ];
+        const SHOW: &str = "ip -s -d link show egressnat0; ip rule; ip -6 rule; \
+            ip route show table all; ip -6 route show table all; \
+            ip neigh show dev egressnat0; bridge fdb show dev egressnat0; \
+            conntrack -L; conntrack -L -f ipv6; nstat -as; nft list ruleset";
         if !std::thread::panicking() {
             return;
         }
-        for (node, agent) in
-            self.topology
-                .nodes()
-                .into_iter()
-                .zip([&self.source, &self.gateway, &self.second])
-        {
-            eprintln!("--- {}: {:?}", node.name, agent.counters());
-            for command in COMMANDS {
-                let output = node.netns.run(|| {
-                    Command::new("sh")
-                        .args(["-c", &format!("({command}) 2>&1")])
-                        .output()
-                });
-                let text = output
-                    .ok()
-                    .and_then(Result::ok)
-                    .map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-                eprintln!("--- {}: {command}\n{}", node.name, text.unwrap_or_default());
+        for node in self.topology.nodes() {
+            let shown = node.netns.run(|| {
+                Command::new("sh")
+                    .args(["-xc", &format!("exec 2>&1; {SHOW}")])
+                    .output()
+            });
+            if let Ok(Ok(output)) = shown {
+                eprintln!("--- {}\n{}", node.name, String::from_utf8_lossy(&output.stdout));
             }
         }
     }
 }
 
-/// Whatever the pod sends to the server, the server sees `expected`, by TCP, UDP and ICMP.
+/// Whatever the pod sends to a server on the segment or beyond, it sees `expected`, by TCP, UDP and ICMP.
 #[track_caller]
 pub fn assert_seen(topology: &Topology, pod: &Pod, server: IpAddr, expected: IpAddr) {
+    assert_answered(pod, server, expected);
+    let mut tap = ok(topology.tap());
+    ok(topology::ping(&pod.netns, server));
+    let is_request = |packet: &Packet| packet.is_ping() && packet.destination == server;
+    let request = ok(tap.wait_for("an echo request", is_request));
+    assert_eq!(request.source, expected, "{} to {server} by ICMP", pod.name);
+}
+
+/// Any server, a pod, a node or a Service too, answers the pod and sees `expected`, by TCP and UDP.
+#[track_caller]
+pub fn assert_answered(pod: &Pod, server: IpAddr, expected: IpAddr) {
     let who = format!("{} to {server}", pod.name);
     assert_eq!(
         ok(topology::ask_tcp(&pod.netns, server)),
@@ -123,12 +142,6 @@ pub fn assert_seen(topology: &Topology, pod: &Pod, server: IpAddr, expected: IpA
         expected,
         "{who} by UDP"
     );
-    let mut tap = ok(topology.tap());
-    ok(topology::ping(&pod.netns, server));
-    let request = ok(tap.wait_for("an echo request", |packet| {
-        packet.is_ping() && packet.destination == server
-    }));
-    assert_eq!(request.source, expected, "{who} by ICMP");
 }
 
 /// Waits until an agent has dropped so many packets for a reason, and not one more.

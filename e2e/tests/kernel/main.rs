@@ -6,5 +6,17 @@
 mod agent;
 mod lab;
 mod plan;
+mod snapshot;
 
+mod bulk;
+mod clash;
+mod cluster_traffic;
+mod coexistence;
+mod connections;
+mod lifecycle;
+mod no_gateway;
+mod scale;
+mod transitions;
+mod tunnel_input;
+mod unplaced;
 mod way;

@@ -9,7 +9,7 @@ use egressnat_crds::{
     plan::{Destination, GatewayRole, Peer, PlanPod, PlanPolicy, Profile, SourceRole},
     policy::NoGateway,
 };
-use egressnat_e2e::topology::{API_SERVER, Dual, Node, PODS, Pod, SERVICES, Topology};
+use egressnat_e2e::topology::{API_SERVER, Dual, Family, Node, PODS, Pod, SERVICES, Topology};
 use ipnet::IpNet;
 
 /// Everything, in both families.
@@ -73,15 +73,15 @@ impl Policy {
     }
 }
 
-/// The plan of one node. The destinations of policies that select the same pod must be disjoint.
-pub fn plan(topology: &Topology, node: &Node, policies: &[Policy]) -> EgressPlanSpec {
+/// The plan of one node, the tunnel over the nodes' addresses of the family `underlay`. The destinations of policies that select the same pod must be disjoint.
+pub fn plan(topology: &Topology, underlay: Family, node: &Node, policies: &[Policy]) -> EgressPlanSpec {
     let own: Vec<(&Pod, Vec<&Policy>)> = used(node, policies).collect();
     let profile_sets: BTreeSet<Vec<u16>> = own.iter().map(|(_, used)| ids(used)).collect();
     let profile_ids: BTreeMap<&Vec<u16>, u32> = profile_sets.iter().zip(1..).collect();
     EgressPlanSpec {
-        underlay: Some(node.address.v4.into()),
+        underlay: Some(node.address.of(underlay)),
         cluster: cluster(topology),
-        peers: peers(topology, node, policies),
+        peers: peers(topology, underlay, node, policies),
         policies: policies
             .iter()
             .filter_map(|policy| part(policy, node, &own))
@@ -137,7 +137,7 @@ fn cluster(topology: &Topology) -> Vec<Interval> {
     intervals
 }
 
-fn peers(topology: &Topology, node: &Node, policies: &[Policy]) -> Vec<Peer> {
+fn peers(topology: &Topology, underlay: Family, node: &Node, policies: &[Policy]) -> Vec<Peer> {
     let gateways: BTreeSet<&str> = used(node, policies)
         .flat_map(|(_, used)| used)
         .filter_map(|policy| policy.gateway.as_deref())
@@ -158,7 +158,7 @@ fn peers(topology: &Topology, node: &Node, policies: &[Policy]) -> Vec<Peer> {
                 .collect();
             (served || gateways.contains(other.name)).then(|| Peer {
                 node: other.name.into(),
-                underlay: other.address.v4.into(),
+                underlay: other.address.of(underlay),
                 ranges: if served { ranges } else { Vec::new() },
             })
         })

@@ -1,11 +1,13 @@
 //! Which way packets take, and whom the outside sees.
 
 use egressnat_agent::owned::Drop as DropReason;
-use egressnat_e2e::topology::{Cni, ELSEWHERE, FAMILIES, Options, SEGMENT, SERVER, Topology, ask_udp};
+use egressnat_e2e::topology::{
+    Cni, ELSEWHERE, FAMILIES, Family, Options, SEGMENT, SERVER, Topology, ask_tcp, ask_udp,
+};
 
 use crate::{
     lab::{Lab, is_tunnelled, ok},
-    plan::Policy,
+    plan::{EVERYWHERE, Policy},
 };
 
 /// A policy for the first pod of the source node and of the gateway node.
@@ -149,6 +151,33 @@ fn nothing_is_dropped_on_the_regular_way() {
     for agent in [&lab.source, &lab.gateway] {
         for reason in DropReason::ALL {
             assert_eq!(agent.dropped(reason), 0, "{}", reason.counter());
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_over_ipv6_carries_both_families() {
+    let lab = Lab::over(Family::V6, Options::default());
+    lab.apply(&[policy(&lab.topology)]);
+    let Topology { source, gateway, .. } = &lab.topology;
+    let mut tap = ok(lab.topology.tap());
+    lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+    let tunnelled = ok(tap.wait_for("the tunnel's packet", |packet| is_tunnelled(packet, source, 7)));
+    assert_eq!(tunnelled.source, source.address.of(Family::V6));
+}
+
+#[test]
+fn the_nodes_own_traffic_is_untouched() {
+    let lab = Lab::new(Options::default());
+    let Topology { source, gateway, .. } = &lab.topology;
+    let everything = Policy::new(7).to(&EVERYWHERE).via(gateway, gateway.egress);
+    lab.apply(&[everything.select(&source.pods[0]).select(&gateway.pods[0])]);
+    lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+    for node in [source, gateway] {
+        for family in FAMILIES {
+            let (server, expected) = (SERVER.of(family), node.address.of(family));
+            assert_eq!(ok(ask_tcp(&node.netns, server)), expected);
+            assert_eq!(ok(ask_udp(&node.netns, server)), expected);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::kernel::nft::{Nft, NftError, Ownership};
 use crate::kernel::observe_facts::{interfaces, observe_facts};
 use crate::kernel::rtnl::{Monitor, Observed, Rtnl};
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{Desired, Net};
+use crate::model::{Desired, Net, Ruleset};
 use crate::owned::{CT_MARK_MASK, Numbers, ct_mark};
 
 /// Up to how many sources are asked for one by one; above, conntrack is listed whole, once.
@@ -213,9 +213,10 @@ impl Datapath {
     ) -> Result<Known, AgentError> {
         let changes = diff::net::diff(&desired.net, &self.with_sysctls(&known.network.net, desired)?);
         let ruleset = desired.ruleset.as_ref();
-        let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
         self.unjudged
             .merge(diff::flows::concerned(ruleset, known.table.as_ref()));
+        self.leave_tunnel(ruleset, known.table.as_mut(), report).await?;
+        let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
         match known.ownership {
             Ownership::Orphan if ruleset.is_some() => steps.insert(0, NftStep::AddTable),
             Ownership::Unprotected if ruleset.is_some() && self.nft.can_own() => {
@@ -236,6 +237,27 @@ impl Datapath {
         }
         known.network.net = desired.net.clone();
         Ok(known)
+    }
+
+    /// Before anything else opens a door to connections that have the pod's address for the tunnel's sake.
+    async fn leave_tunnel(
+        &mut self,
+        ruleset: Option<&Ruleset>,
+        table: Option<&mut ObservedTable>,
+        report: &mut Report,
+    ) -> Result<(), AgentError> {
+        let Some(table) = table else {
+            return Ok(());
+        };
+        let (ids, steps) = diff::flows::leave_tunnel(ruleset, table);
+        if !steps.is_empty() {
+            self.nft.apply(&steps)?;
+            report.nft_steps += steps.len();
+        }
+        for id in ids {
+            self.conntrack.delete_by_mark(ct_mark(id), CT_MARK_MASK).await?;
+        }
+        Ok(())
     }
 
     async fn put(&mut self, steps: &[NetStep]) -> Result<(), AgentError> {

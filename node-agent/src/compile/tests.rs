@@ -148,6 +148,23 @@ fn a_failover_is_one_element_per_family_and_touches_no_connection() {
     let of_ids: Vec<_> = steps.iter().filter(|s| s.contains(" ids")).collect();
     assert_eq!(of_ids.len(), 4, "{steps:#?}");
     assert!(diff::flows::concerned(Some(&after), Some(&observed)).is_empty());
+    let (ids, steps) = diff::flows::leave_tunnel(Some(&after), &mut observed.clone());
+    assert!(ids.is_empty() && steps.is_empty(), "it stays in the tunnel");
+}
+
+#[test]
+fn what_leaves_the_tunnel_has_no_gateway_first() {
+    let mut case = input("source");
+    let before = ObservedTable::from(&compiled(&case).unwrap().ruleset.unwrap());
+    case.plan.policies[0].source.as_mut().unwrap().gateway = None;
+    let after = compiled(&case).unwrap().ruleset.unwrap();
+    for desired in [None, Some(&after)] {
+        let mut table = before.clone();
+        let (ids, steps) = diff::flows::leave_tunnel(desired, &mut table);
+        assert_eq!(ids, [case.plan.policies[0].id].into());
+        assert_eq!(steps.len(), 2, "an element of each family");
+        assert!(table.sets["ids4"].elements.is_empty() && table.sets["ids6"].elements.is_empty());
+    }
 }
 
 #[test]

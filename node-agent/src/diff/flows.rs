@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{EgressPlanSpec, Profile};
 
-use super::nft::ObservedTable;
+use super::nft::{NftStep, ObservedTable};
 use crate::compile::never_captured;
 use crate::model::{Data, ElementKey, Rule, Ruleset, Verdict};
 use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT};
@@ -52,6 +52,38 @@ pub fn concerned(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) ->
         change.ids(family, &mut concerned.ids);
     }
     concerned
+}
+
+/// The policies whose packets go by the tunnel and no longer will, taken out of `observed`, with the steps that
+/// take them out of the kernel.
+///
+/// Their connections keep the pod's address for the tunnel's sake, and would leave with it by the next door that
+/// opens. Before it does they have no gateway, until conntrack has forgotten them.
+pub fn leave_tunnel(
+    desired: Option<&Ruleset>,
+    observed: &mut ObservedTable,
+) -> (BTreeSet<u16>, Vec<NftStep>) {
+    let (mut ids, mut steps) = (BTreeSet::new(), Vec::new());
+    for family in ['4', '6'] {
+        let name = format!("ids{family}");
+        let new = desired.and_then(|d| d.sets.get(&name));
+        let Some(old) = observed.sets.get_mut(&name) else {
+            continue;
+        };
+        let is_tunnel = |data: Option<&Data>| matches!(data, Some(Data::Verdict(Verdict::Goto(chain))) if chain != "local");
+        let leaves = |key: &ElementKey, data: &Data| {
+            is_tunnel(Some(data)) && !is_tunnel(new.and_then(|set| set.elements.get(key)))
+        };
+        let leaving: Vec<_> = old
+            .elements
+            .extract_if(.., |key, data| leaves(key, data))
+            .collect();
+        if !leaving.is_empty() {
+            ids.extend(leaving.iter().filter_map(|(key, _)| id_of(key)));
+            steps.push(NftStep::DeleteElements(name, (&*old).into(), leaving));
+        }
+    }
+    (ids, steps)
 }
 
 struct Change<'a> {
