@@ -159,8 +159,11 @@ fmt-check:
 	@cargo fmt --all -- --check
 
 .PHONY: lint
-lint: setup ## clippy, with every warning an error
-	@cargo clippy --workspace --all-targets -- -D warnings
+lint: ## clippy with every warning an error, unused dependencies, files that no crate reaches
+	@e2e/setup.sh lint
+	cargo clippy --workspace --all-targets -- -D warnings
+	target/lab/bin/cargo-machete
+	e2e/orphans.sh
 
 .PHONY: help
 help: ## This list

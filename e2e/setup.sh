@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Makes a fresh Debian machine ready for the lab and the tests: checks what it cannot install, installs
 # what it can, builds the Kubernetes programs. `make lab`, `make test` and CI all come through here.
-# Quick when nothing is missing; safe to run again at any time.
+# Quick when nothing is missing; safe to run again at any time. `setup.sh lint` adds what `make lint` needs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+MACHETE=0.9.2
 
 # Only what is used: the container runtime and network plugins, the tools that the lab and its tests
 # call, the libraries that the agent is linked with, the contents of the toolbox image.
@@ -136,7 +138,14 @@ go_build() {
     . ./coredns helm.sh/helm/v3/cmd/helm)
 }
 
+# Finds dependencies that nothing uses: `make lint`.
+build_machete() {
+  "$BIN/cargo-machete" --version 2>/dev/null | grep -qF "$MACHETE" ||
+    step machete "build cargo-machete" cargo install --locked --root "$LAB" "cargo-machete@$MACHETE"
+}
+
 check_tools
 install_packages
 check_kernel
 build_programs
+[ "${1:-}" != lint ] || build_machete
