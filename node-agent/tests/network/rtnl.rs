@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use egressnat_agent::diff::{NetObject, NetStep};
 use egressnat_agent::kernel::rtnl::NetError;
@@ -294,6 +294,38 @@ fn an_abandoned_look_does_no_harm() {
         }
         assert_eq!(observe(&mut rtnl, &net.sysctls).await.net, net);
     });
+}
+
+/// Neither what is dropped nor a look that is abandoned leaves a socket behind.
+#[test]
+fn a_socket_goes_with_its_owner() {
+    in_netns(|| async {
+        let sockets = || {
+            let list = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+            list.lines().count()
+        };
+        let none = sockets();
+        let mut rtnl = rtnl();
+        for _ in 0..3 {
+            let mut look = std::pin::pin!(rtnl.observe());
+            let pending =
+                std::future::poll_fn(|cx| std::task::Poll::Ready(look.as_mut().poll(cx).is_pending()));
+            assert!(pending.await, "it cannot be abandoned midway");
+        }
+        rtnl.observe().await.unwrap();
+        // The task of an abandoned look ends when the runtime comes to it.
+        yield_until(|| sockets() == none + 1).await;
+        drop(rtnl);
+        yield_until(|| sockets() == none).await;
+    });
+}
+
+async fn yield_until(mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < end, "never");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Not a bound, a figure: `cargo test --test rtnl -- --nocapture figures`.

@@ -1,17 +1,17 @@
 //! Conntrack entries as values.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use egressnat_crds::plan::Family;
-use netlink_packet_core::NlasIterator;
+use netlink_packet_core::{DefaultNla, Nla};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, IPTuple, ProtoTuple, Protocol, Status, Tuple as TuplePart,
+};
 
-use super::attribute::Attribute;
-
-/// `CTA_*` of `linux/netfilter/nfnetlink_conntrack.h`.
+/// Those `CTA_*` of `linux/netfilter/nfnetlink_conntrack.h` for which the library has no type, or none that we
+/// can use.
 pub(super) mod cta {
     pub const TUPLE_ORIG: u16 = 1;
-    pub const TUPLE_REPLY: u16 = 2;
-    pub const STATUS: u16 = 3;
     pub const MARK: u16 = 8;
     pub const ID: u16 = 12;
     pub const ZONE: u16 = 18;
@@ -22,17 +22,8 @@ pub(super) mod cta {
     pub const FILTER_REPLY_FLAGS: u16 = 2;
 
     pub const TUPLE_IP: u16 = 1;
-    pub const TUPLE_PROTO: u16 = 2;
     pub const TUPLE_ZONE: u16 = 3;
 
-    pub const IP_V4_SRC: u16 = 1;
-    pub const IP_V4_DST: u16 = 2;
-    pub const IP_V6_SRC: u16 = 3;
-    pub const IP_V6_DST: u16 = 4;
-
-    pub const PROTO_NUM: u16 = 1;
-    pub const PROTO_SRC_PORT: u16 = 2;
-    pub const PROTO_DST_PORT: u16 = 3;
     pub const PROTO_ICMP_ID: u16 = 4;
     pub const PROTO_ICMP_TYPE: u16 = 5;
     pub const PROTO_ICMP_CODE: u16 = 6;
@@ -42,9 +33,6 @@ pub(super) mod cta {
 }
 
 const IPPROTO_ICMPV6: u8 = 58;
-
-/// `IPS_SRC_NAT`: the source is translated.
-const STATUS_SRC_NAT: u32 = 1 << 4;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,21 +95,24 @@ impl Flow {
 
     /// Whether its source is translated.
     pub fn is_source_translated(&self) -> bool {
-        self.status & STATUS_SRC_NAT != 0
+        Status::from_bits_retain(self.status).contains(Status::SrcNat)
     }
 
-    /// Reads the attributes of an entry.
-    pub(super) fn read(attributes: &[u8]) -> Option<Self> {
+    /// The entry that has these attributes.
+    pub(super) fn read(attributes: &[ConntrackAttribute]) -> Option<Self> {
         let (mut original, mut reply) = (None, None);
         let (mut mark, mut status, mut id, mut zone) = (0, 0, 0, None);
-        for (kind, value) in values(attributes) {
-            match kind {
-                cta::TUPLE_ORIG => original = read_tuple(value),
-                cta::TUPLE_REPLY => reply = read_tuple(value),
-                cta::MARK => mark = u32_of(value)?,
-                cta::STATUS => status = u32_of(value)?,
-                cta::ID => id = u32_of(value)?,
-                cta::ZONE => zone = Some(u16_of(value)?),
+        for attribute in attributes {
+            match attribute {
+                ConntrackAttribute::CtaTupleOrig(parts) => original = read_tuple(parts),
+                ConntrackAttribute::CtaTupleReply(parts) => reply = read_tuple(parts),
+                ConntrackAttribute::CtaMark(bits) => mark = *bits,
+                ConntrackAttribute::CtaStatus(bits) => status = bits.bits(),
+                ConntrackAttribute::Other(other) => match other.kind() {
+                    cta::ID => id = u32::from_be_bytes(octets(other)?),
+                    cta::ZONE => zone = Some(u16::from_be_bytes(octets(other)?)),
+                    _ => {}
+                },
                 _ => {}
             }
         }
@@ -138,71 +129,81 @@ impl Flow {
     }
 
     /// What names the entry, and no other that may have taken its place.
-    pub(super) fn identity(&self) -> Vec<Attribute> {
-        let mut attributes = vec![
-            Attribute::Nested(cta::TUPLE_ORIG, self.original.write(self.protocol)),
-            Attribute::u32(cta::ID, self.id),
-        ];
-        attributes.extend(self.zone.map(|zone| Attribute::u16(cta::ZONE, zone)));
+    pub(super) fn identity(&self) -> Vec<ConntrackAttribute> {
+        let id = DefaultNla::new(cta::ID, self.id.to_be_bytes().to_vec());
+        let zone = self.zone.map(|zone| number(cta::ZONE, zone));
+        let mut attributes = vec![ConntrackAttribute::CtaTupleOrig(
+            self.original.write(self.protocol),
+        )];
+        attributes.push(ConntrackAttribute::Other(id));
+        attributes.extend(zone.map(ConntrackAttribute::Other));
         attributes
     }
 }
 
 impl Tuple {
-    fn write(&self, protocol: u8) -> Vec<Attribute> {
-        let layer4 = match self.layer4 {
+    fn write(&self, protocol: u8) -> Vec<TuplePart> {
+        let icmp = |[id_kind, kind_kind, code_kind]: [u16; 3], id, kind, code| {
+            vec![
+                ProtoTuple::Other(number(id_kind, id)),
+                ProtoTuple::Other(DefaultNla::new(kind_kind, vec![kind])),
+                ProtoTuple::Other(DefaultNla::new(code_kind, vec![code])),
+            ]
+        };
+        let mut proto = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
+        proto.extend(match self.layer4 {
             Layer4::Alone => Vec::new(),
             Layer4::Ports { source, destination } => vec![
-                Attribute::u16(cta::PROTO_SRC_PORT, source),
-                Attribute::u16(cta::PROTO_DST_PORT, destination),
+                ProtoTuple::SourcePort(source),
+                ProtoTuple::DestinationPort(destination),
             ],
-            Layer4::Icmp { id, kind, code } if protocol == IPPROTO_ICMPV6 => vec![
-                Attribute::u16(cta::PROTO_ICMPV6_ID, id),
-                Attribute::u8(cta::PROTO_ICMPV6_TYPE, kind),
-                Attribute::u8(cta::PROTO_ICMPV6_CODE, code),
-            ],
-            Layer4::Icmp { id, kind, code } => vec![
-                Attribute::u16(cta::PROTO_ICMP_ID, id),
-                Attribute::u8(cta::PROTO_ICMP_TYPE, kind),
-                Attribute::u8(cta::PROTO_ICMP_CODE, code),
-            ],
-        };
-        let number = [Attribute::u8(cta::PROTO_NUM, protocol)];
-        let mut tuple = vec![
-            Attribute::Nested(
-                cta::TUPLE_IP,
-                vec![source(self.source), destination(self.destination)],
-            ),
-            Attribute::Nested(cta::TUPLE_PROTO, number.into_iter().chain(layer4).collect()),
+            Layer4::Icmp { id, kind, code } => {
+                let kinds = match protocol {
+                    IPPROTO_ICMPV6 => [
+                        cta::PROTO_ICMPV6_ID,
+                        cta::PROTO_ICMPV6_TYPE,
+                        cta::PROTO_ICMPV6_CODE,
+                    ],
+                    _ => [cta::PROTO_ICMP_ID, cta::PROTO_ICMP_TYPE, cta::PROTO_ICMP_CODE],
+                };
+                icmp(kinds, id, kind, code)
+            }
+        });
+        let ip = vec![
+            IPTuple::SourceAddress(self.source),
+            IPTuple::DestinationAddress(self.destination),
         ];
-        tuple.extend(self.zone.map(|zone| Attribute::u16(cta::TUPLE_ZONE, zone)));
-        tuple
+        let mut parts = vec![TuplePart::Ip(ip), TuplePart::Proto(proto)];
+        let zone = self.zone.map(|zone| number(cta::TUPLE_ZONE, zone));
+        parts.extend(zone.map(TuplePart::Other));
+        parts
     }
 }
 
-/// A source address, as the only or the first one in `CTA_TUPLE_IP`.
-pub(super) fn source(address: IpAddr) -> Attribute {
-    match address {
-        IpAddr::V4(a) => Attribute::Octets(cta::IP_V4_SRC, a.octets().to_vec()),
-        IpAddr::V6(a) => Attribute::Octets(cta::IP_V6_SRC, a.octets().to_vec()),
-    }
+/// A number of 16 bits in network byte order.
+fn number(kind: u16, number: u16) -> DefaultNla {
+    DefaultNla::new(kind, number.to_be_bytes().to_vec())
 }
 
-fn destination(address: IpAddr) -> Attribute {
-    match address {
-        IpAddr::V4(a) => Attribute::Octets(cta::IP_V4_DST, a.octets().to_vec()),
-        IpAddr::V6(a) => Attribute::Octets(cta::IP_V6_DST, a.octets().to_vec()),
-    }
+/// The value of an attribute of known length.
+fn octets<const N: usize>(attribute: &DefaultNla) -> Option<[u8; N]> {
+    let mut octets = [0; N];
+    (attribute.value_len() == N).then(|| {
+        attribute.emit_value(&mut octets);
+        octets
+    })
 }
 
 /// The tuple with its protocol's number.
-fn read_tuple(attributes: &[u8]) -> Option<(u8, Tuple)> {
+fn read_tuple(parts: &[TuplePart]) -> Option<(u8, Tuple)> {
     let (mut ips, mut proto, mut zone) = (None, None, None);
-    for (kind, value) in values(attributes) {
-        match kind {
-            cta::TUPLE_IP => ips = read_ips(value),
-            cta::TUPLE_PROTO => proto = read_proto(value),
-            cta::TUPLE_ZONE => zone = Some(u16_of(value)?),
+    for part in parts {
+        match part {
+            TuplePart::Ip(ip) => ips = read_ips(ip),
+            TuplePart::Proto(parts) => proto = read_proto(parts),
+            TuplePart::Other(other) if other.kind() == cta::TUPLE_ZONE => {
+                zone = Some(u16::from_be_bytes(octets(other)?));
+            }
             _ => {}
         }
     }
@@ -216,28 +217,31 @@ fn read_tuple(attributes: &[u8]) -> Option<(u8, Tuple)> {
     Some((protocol, tuple))
 }
 
-fn read_ips(attributes: &[u8]) -> Option<(IpAddr, IpAddr)> {
+fn read_ips(parts: &[IPTuple]) -> Option<(IpAddr, IpAddr)> {
     let (mut source, mut destination) = (None, None);
-    for (kind, value) in values(attributes) {
-        match kind {
-            cta::IP_V4_SRC | cta::IP_V6_SRC => source = ip_of(value),
-            cta::IP_V4_DST | cta::IP_V6_DST => destination = ip_of(value),
+    for part in parts {
+        match part {
+            IPTuple::SourceAddress(address) => source = Some(*address),
+            IPTuple::DestinationAddress(address) => destination = Some(*address),
             _ => {}
         }
     }
     source.zip(destination)
 }
 
-fn read_proto(attributes: &[u8]) -> Option<(u8, Layer4)> {
+fn read_proto(parts: &[ProtoTuple]) -> Option<(u8, Layer4)> {
     let (mut protocol, mut ports, mut icmp) = (None, (None, None), (None, 0, 0));
-    for (kind, value) in values(attributes) {
-        match kind {
-            cta::PROTO_NUM => protocol = value.first().copied(),
-            cta::PROTO_SRC_PORT => ports.0 = u16_of(value),
-            cta::PROTO_DST_PORT => ports.1 = u16_of(value),
-            cta::PROTO_ICMP_ID | cta::PROTO_ICMPV6_ID => icmp.0 = u16_of(value),
-            cta::PROTO_ICMP_TYPE | cta::PROTO_ICMPV6_TYPE => icmp.1 = *value.first()?,
-            cta::PROTO_ICMP_CODE | cta::PROTO_ICMPV6_CODE => icmp.2 = *value.first()?,
+    for part in parts {
+        match part {
+            ProtoTuple::Protocol(number) => protocol = Some(u8::from(*number)),
+            ProtoTuple::SourcePort(port) => ports.0 = Some(*port),
+            ProtoTuple::DestinationPort(port) => ports.1 = Some(*port),
+            ProtoTuple::Other(other) => match other.kind() {
+                cta::PROTO_ICMP_ID | cta::PROTO_ICMPV6_ID => icmp.0 = octets(other).map(u16::from_be_bytes),
+                cta::PROTO_ICMP_TYPE | cta::PROTO_ICMPV6_TYPE => [icmp.1] = octets(other)?,
+                cta::PROTO_ICMP_CODE | cta::PROTO_ICMPV6_CODE => [icmp.2] = octets(other)?,
+                _ => {}
+            },
             _ => {}
         }
     }
@@ -249,37 +253,10 @@ fn read_proto(attributes: &[u8]) -> Option<(u8, Layer4)> {
     Some((protocol?, layer4))
 }
 
-/// The attributes with their types. One that is cut short ends them.
-fn values(attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = attributes;
-    std::iter::from_fn(move || {
-        let attribute = NlasIterator::new(rest).next()?.ok()?;
-        let (length, kind) = (usize::from(attribute.length()), attribute.kind());
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn ip_of(value: &[u8]) -> Option<IpAddr> {
-    match value.len() {
-        4 => value.first_chunk::<4>().map(|a| Ipv4Addr::from(*a).into()),
-        16 => value.first_chunk::<16>().map(|a| Ipv6Addr::from(*a).into()),
-        _ => None,
-    }
-}
-
-fn u32_of(value: &[u8]) -> Option<u32> {
-    value.first_chunk().map(|n| u32::from_be_bytes(*n))
-}
-
-fn u16_of(value: &[u8]) -> Option<u16> {
-    value.first_chunk().map(|n| u16::from_be_bytes(*n))
-}
-
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::Emitable;
+    use netlink_packet_core::{Emitable, ParseableParametrized};
+    use netlink_packet_netfilter::conntrack::ConntrackMessage;
     use proptest::prelude::*;
 
     use super::*;
@@ -319,10 +296,17 @@ mod tests {
             let mut tuple = tuple(v6, layer4);
             for zone in [None, Some(9)] {
                 tuple.zone = zone;
-                let written = tuple.write(protocol);
+                let written = [ConntrackAttribute::CtaTupleOrig(tuple.write(protocol))];
                 let mut octets = vec![0; written.as_slice().buffer_len()];
                 written.as_slice().emit(&mut octets);
-                assert_eq!(read_tuple(&octets), Some((protocol, tuple)));
+                let ConntrackMessage::New(read) = ConntrackMessage::parse_with_param(&octets, 0).unwrap()
+                else {
+                    panic!("{octets:?}");
+                };
+                let [ConntrackAttribute::CtaTupleOrig(parts)] = read.as_slice() else {
+                    panic!("{read:?}");
+                };
+                assert_eq!(read_tuple(parts), Some((protocol, tuple)));
             }
         }
     }
@@ -331,9 +315,11 @@ mod tests {
         /// Whatever arrives: no panic, no endless walk.
         #[test]
         fn any_octets_are_read_to_an_end(octets in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Flow::read(&octets);
-            let _ = read_tuple(&octets);
-            prop_assert!(values(&octets).count() <= octets.len());
+            let message = ConntrackMessage::parse_with_param(&octets, 0);
+            if let Ok(ConntrackMessage::New(attributes)) = message {
+                let _ = Flow::read(&attributes);
+                prop_assert!(attributes.len() <= octets.len());
+            }
         }
     }
 }

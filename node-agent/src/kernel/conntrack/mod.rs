@@ -1,30 +1,23 @@
 //! Conntrack entries: to look through, and to delete.
 
-mod attribute;
 mod flow;
+mod wire;
 
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::{Emitable, NLM_F_DUMP};
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, Nla};
+use netlink_packet_netfilter::NetfilterProtoFamily;
+use netlink_packet_netfilter::conntrack::{ConntrackMessage, ConntrackMessageType, IPTuple};
 use nix::errno::Errno;
 
 pub use flow::{Flow, Layer4, Tuple};
 
-use self::attribute::Attribute;
-use self::flow::{cta, source};
-use super::netlink::{Connection, NetlinkError, Request};
+use self::flow::cta;
+use self::wire::{Request, Wire};
+use super::netlink::NetlinkError;
 
-const SUBSYSTEM: u16 = 1 << 8;
-const NEW: u16 = SUBSYSTEM;
-const GET: u16 = SUBSYSTEM | 1;
-const DELETE: u16 = SUBSYSTEM | 2;
-
-/// Length of `struct nfgenmsg`.
-const NFGEN: usize = 4;
-
-/// Entries deleted with one message to the socket. Each may be answered with an error, for which there has
+/// Entries deleted before the answers are read. Each may be answered with an error, for which there has
 /// to be room.
 const BATCH: usize = 128;
 
@@ -74,42 +67,51 @@ impl Filter {
                 .is_none_or(|(mark, mask)| flow.mark & mask == mark & mask)
     }
 
-    /// What the kernel can be asked to look at. It ignores what it does not know, so that what comes is
-    /// judged once more.
+    /// Asks the kernel to look at nothing else. It ignores what it does not know, so that what comes is judged
+    /// once more.
     ///
-    /// Never an IPv6 address: from 5.8, which first had the filter, to 6.18 at least, the kernel takes all
+    /// Never by an IPv6 address: from 5.8, which first had the filter, to 6.18 at least, the kernel takes all
     /// entries *but* those of the address (`ctnetlink_filter_match_tuple` has the comparison inverted), and a
     /// deletion would hit everybody else.
-    fn attributes(&self) -> Vec<Attribute> {
+    ///
+    /// The attributes are untyped because the library's typed ones have no filter, and lose the mark of being
+    /// nested, without which the kernel refuses it.
+    fn request(&self, kind: ConntrackMessageType) -> Request {
         let mut attributes = Vec::new();
         if let Some((mark, mask)) = self.mark {
-            attributes.push(Attribute::u32(cta::MARK, mark & mask));
-            attributes.push(Attribute::u32(cta::MARK_MASK, mask));
+            attributes.push(DefaultNla::new(cta::MARK, (mark & mask).to_be_bytes().to_vec()));
+            attributes.push(DefaultNla::new(cta::MARK_MASK, mask.to_be_bytes().to_vec()));
         }
         if let Some(address) = self.source.filter(IpAddr::is_ipv4) {
-            let ip = Attribute::Nested(cta::TUPLE_IP, vec![source(address)]);
-            attributes.push(Attribute::Nested(cta::TUPLE_ORIG, vec![ip]));
+            let ip = nested(cta::TUPLE_IP, &[IPTuple::SourceAddress(address)]);
+            attributes.push(nested(cta::TUPLE_ORIG, &[ip]));
             // Compare the source of the original direction, and nothing else. In host byte order.
-            let flags = |kind, flags: u32| Attribute::Octets(kind, flags.to_ne_bytes().to_vec());
-            attributes.push(Attribute::Nested(
-                cta::FILTER,
-                vec![
-                    flags(cta::FILTER_ORIG_FLAGS, 1),
-                    flags(cta::FILTER_REPLY_FLAGS, 0),
-                ],
-            ));
+            let flags = |kind, flags: u32| DefaultNla::new(kind, flags.to_ne_bytes().to_vec());
+            let flags = [
+                flags(cta::FILTER_ORIG_FLAGS, 1),
+                flags(cta::FILTER_REPLY_FLAGS, 0),
+            ];
+            attributes.push(nested(cta::FILTER, &flags));
         }
-        attributes
+        Request {
+            family: self.source.map_or(NetfilterProtoFamily::Unspec, family),
+            message: ConntrackMessage::Other {
+                message_type: kind.into(),
+                attributes,
+            },
+        }
     }
+}
 
-    fn family(&self) -> u8 {
-        self.source.map_or(libc::AF_UNSPEC, address_family) as u8
-    }
+fn nested<T: Nla>(kind: u16, attributes: &[T]) -> DefaultNla {
+    let mut value = vec![0; attributes.buffer_len()];
+    attributes.emit(&mut value);
+    DefaultNla::new(kind | NLA_F_NESTED, value)
 }
 
 /// The conntrack table of a network namespace.
 pub struct Conntrack {
-    connection: Connection,
+    wire: Wire,
     /// Not all kernels can delete by address.
     deletes_by_source: bool,
 }
@@ -118,7 +120,7 @@ impl Conntrack {
     /// Opens a socket in the calling thread's network namespace. Needs a tokio runtime.
     pub fn open() -> Result<Self, ConntrackError> {
         Ok(Self {
-            connection: Connection::open(NETLINK_NETFILTER).map_err(ConntrackError::Open)?,
+            wire: Wire::open().map_err(ConntrackError::Open)?,
             deletes_by_source: true,
         })
     }
@@ -130,22 +132,19 @@ impl Conntrack {
         filter: Filter,
         mut each: impl FnMut(&Flow),
     ) -> Result<(), ConntrackError> {
-        let payload = payload(filter.family(), &filter.attributes());
-        let request = Request {
-            kind: GET,
-            flags: NLM_F_DUMP,
-            payload: &payload,
-        };
-        let look = |kind, payload: &[u8]| {
-            let flow = payload.get(NFGEN..).filter(|_| kind == NEW).and_then(Flow::read);
-            if let Some(flow) = flow.filter(|f| filter.takes(f)) {
-                each(&flow);
+        let mut outcome = Ok(());
+        let look = |answer| match answer {
+            Ok(ConntrackMessage::New(attributes)) => {
+                if let Some(flow) = Flow::read(&attributes).filter(|f| filter.takes(f)) {
+                    each(&flow);
+                }
             }
+            Ok(_) => {}
+            Err(refusal) => outcome = Err(refusal),
         };
-        match self.connection.exchange(request, look).await {
-            Ok(()) | Err(NetlinkError::Interrupted) => Ok(()),
-            Err(source) => Err(ConntrackError::Read(source)),
-        }
+        let request = filter.request(ConntrackMessageType::Get);
+        let exchanged = self.wire.exchange(vec![request], NLM_F_DUMP, look).await;
+        exchanged.and(outcome).map_err(ConntrackError::Read)
     }
 
     /// The entries that `filter` takes and `wanted` says yes to.
@@ -163,12 +162,11 @@ impl Conntrack {
     /// Deletes entries. Those that are gone are none's concern, also where another took their place.
     pub async fn delete(&mut self, flows: &[Flow]) -> Result<(), ConntrackError> {
         for flows in flows.chunks(BATCH) {
-            let payloads: Vec<_> = flows
-                .iter()
-                .map(|f| payload(address_family(f.original.source) as u8, &f.identity()))
-                .collect();
-            let requests: Vec<_> = payloads.iter().map(|p| deletion(p)).collect();
-            self.delete_all(&requests).await?;
+            let deletion = |flow: &Flow| Request {
+                family: family(flow.original.source),
+                message: ConntrackMessage::Delete(flow.identity()),
+            };
+            self.delete_all(flows.iter().map(deletion).collect()).await?;
         }
         Ok(())
     }
@@ -182,8 +180,8 @@ impl Conntrack {
             source: None,
             mark: Some((mark, mask)),
         };
-        let payload = payload(filter.family(), &filter.attributes());
-        self.delete_all(&[deletion(&payload)]).await
+        self.delete_all(vec![filter.request(ConntrackMessageType::Delete)])
+            .await
     }
 
     /// Deletes the entries whose original direction comes from `source`: with one message where the kernel
@@ -194,8 +192,8 @@ impl Conntrack {
             mark: None,
         };
         if source.is_ipv4() && self.deletes_by_source {
-            let payload = payload(filter.family(), &filter.attributes());
-            match self.delete_all(&[deletion(&payload)]).await {
+            let deletion = filter.request(ConntrackMessageType::Delete);
+            match self.delete_all(vec![deletion]).await {
                 // Without the filter the kernel takes the tuple for that of one entry, and misses the rest
                 // of it.
                 Err(ConntrackError::Delete(e))
@@ -210,40 +208,22 @@ impl Conntrack {
         self.delete(&flows).await
     }
 
-    async fn delete_all(&mut self, requests: &[Request<'_>]) -> Result<(), ConntrackError> {
+    async fn delete_all(&mut self, deletions: Vec<Request>) -> Result<(), ConntrackError> {
         let mut outcome = Ok(());
-        let refused = |_, error: NetlinkError| {
-            if error.errno() != Some(Errno::ENOENT) && outcome.is_ok() {
-                outcome = Err(ConntrackError::Delete(error));
+        let answered = |answer: Result<_, NetlinkError>| match answer {
+            Err(refusal) if refusal.errno() != Some(Errno::ENOENT) && outcome.is_ok() => {
+                outcome = Err(refusal);
             }
+            _ => {}
         };
-        self.connection
-            .exchange_all(requests, refused)
-            .await
-            .map_err(ConntrackError::Delete)?;
-        outcome
+        let exchanged = self.wire.exchange(deletions, NLM_F_ACK, answered).await;
+        exchanged.and(outcome).map_err(ConntrackError::Delete)
     }
 }
 
-fn deletion(payload: &[u8]) -> Request<'_> {
-    Request {
-        kind: DELETE,
-        flags: 0,
-        payload,
-    }
-}
-
-fn payload(family: u8, attributes: &[Attribute]) -> Vec<u8> {
-    let mut payload = vec![0; NFGEN + attributes.buffer_len()];
-    let (header, rest) = payload.split_at_mut(NFGEN);
-    header[0] = family;
-    attributes.emit(rest);
-    payload
-}
-
-fn address_family(address: IpAddr) -> libc::c_int {
+fn family(address: IpAddr) -> NetfilterProtoFamily {
     match address {
-        IpAddr::V4(_) => libc::AF_INET,
-        IpAddr::V6(_) => libc::AF_INET6,
+        IpAddr::V4(_) => NetfilterProtoFamily::IPv4,
+        IpAddr::V6(_) => NetfilterProtoFamily::IPv6,
     }
 }

@@ -58,7 +58,7 @@ impl Rtnl {
     pub async fn remove_strays(&mut self, strays: &[Stray]) -> Result<(), NetError> {
         let mut outcome = Ok(());
         for stray in strays {
-            let removed = self.wire.request(&stray.removal(), 0).await;
+            let removed = self.wire.request(stray.removal(), 0).await;
             outcome = outcome.and(unless(removed, &GONE, &format_args!("remove the {stray}")));
         }
         outcome
@@ -86,7 +86,7 @@ impl Rtnl {
                 (RouteNetlinkMessage::NewNeighbour(message), PUT)
             }
         };
-        let put = self.wire.request(&message, flags).await;
+        let put = self.wire.request(message, flags).await;
         unless(put, &[Errno::EEXIST], step)
     }
 
@@ -113,7 +113,7 @@ impl Rtnl {
             // Those of a device go with it.
             _ => return Ok(()),
         };
-        let removed = self.wire.request(&message, 0).await;
+        let removed = self.wire.request(message, 0).await;
         unless(removed, &GONE, step)
     }
 
@@ -130,14 +130,14 @@ impl Rtnl {
                 return Err(NetError::NameTaken { kind: link.kind });
             };
             if tunnel.same_device(wanted) {
-                let adjusted = self.wire.request(&link::adjust(link.index, wanted), 0).await;
+                let adjusted = self.wire.request(link::adjust(link.index, wanted), 0).await;
                 unless(adjusted, &[], step)?;
                 self.add_address(&link, wanted, step).await?;
                 return Ok(link);
             }
             self.delete_link(Some(link.index), step).await?;
         }
-        let created = self.wire.request(&link::create(wanted), MAKE).await;
+        let created = self.wire.request(link::create(wanted), MAKE).await;
         unless(created, &[], step)?;
         let link = self.tunnel_link().await?.ok_or_else(|| no_tunnel(step))?;
         self.add_address(&link, wanted, step).await?;
@@ -152,7 +152,7 @@ impl Rtnl {
     ) -> Result<(), NetError> {
         let added = self
             .wire
-            .request(&link::add_address(link.index, wanted), PUT)
+            .request(link::add_address(link.index, wanted), PUT)
             .await;
         unless(added, &[], step)
     }
@@ -161,13 +161,13 @@ impl Rtnl {
         let Some(index) = index else {
             return Ok(());
         };
-        let deleted = self.wire.request(&link::delete(index), 0).await;
+        let deleted = self.wire.request(link::delete(index), 0).await;
         unless(deleted, &GONE, step)
     }
 
     /// The link with the tunnel's name.
     async fn tunnel_link(&mut self) -> Result<Option<NodeLink>, NetError> {
-        match self.wire.request(&link::get_tunnel(), 0).await {
+        match self.wire.request(link::get_tunnel(), 0).await {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
                 RouteNetlinkMessage::NewLink(m) => Some(NodeLink::read(m)),
                 _ => None,

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::observed::{NodeLink, Vxlan};
 use crate::model::{Link, MacAddr, Tunnel};
@@ -14,100 +15,57 @@ use crate::owned::TUNNEL;
 
 /// Asks for all links.
 pub(super) fn get_all() -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-    RouteNetlinkMessage::GetLink(message)
+    let no_statistics = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+    let message = LinkMessageBuilder::<LinkUnspec>::new().append_extra_attribute(no_statistics);
+    RouteNetlinkMessage::GetLink(message.build())
 }
 
 /// Asks for the link with the tunnel's name.
 pub(super) fn get_tunnel() -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes = vec![LinkAttribute::IfName(TUNNEL.into())];
-    RouteNetlinkMessage::GetLink(message)
+    RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(TUNNEL).build())
 }
 
 /// Makes the tunnel device.
 pub(super) fn create(tunnel: &Tunnel) -> RouteNetlinkMessage {
-    let Tunnel {
-        underlay,
-        local,
-        vni,
-        port,
-        mtu: _,
-        mac: _,
-        address: _,
-    } = tunnel;
-    let data = vec![
-        InfoVxlan::Id(*vni),
-        InfoVxlan::Link(underlay.index),
-        match local {
-            IpAddr::V4(a) => InfoVxlan::Local(*a),
-            IpAddr::V6(a) => InfoVxlan::Local6(*a),
-        },
-        InfoVxlan::Port(*port),
-        InfoVxlan::Learning(false),
-        InfoVxlan::Gbp,
-    ];
-    let mut message = change(0, tunnel);
-    message.attributes.push(LinkAttribute::IfName(TUNNEL.into()));
-    message.attributes.push(vxlan(data));
-    RouteNetlinkMessage::NewLink(message)
+    let device = LinkVxlan::new(TUNNEL, tunnel.vni)
+        .dev(tunnel.underlay.index)
+        .port(tunnel.port)
+        .learning(false)
+        .gbp();
+    let device = match tunnel.local {
+        IpAddr::V4(local) => device.local(local),
+        IpAddr::V6(local) => device.local6(local),
+    };
+    RouteNetlinkMessage::NewLink(changeable(device, tunnel).build())
 }
 
 /// Sets what can be changed on a living device.
 pub(super) fn adjust(index: u32, tunnel: &Tunnel) -> RouteNetlinkMessage {
-    RouteNetlinkMessage::NewLink(change(index, tunnel))
+    RouteNetlinkMessage::NewLink(changeable(LinkUnspec::new_with_index(index), tunnel).build())
+}
+
+fn changeable<T>(device: LinkMessageBuilder<T>, tunnel: &Tunnel) -> LinkMessageBuilder<T> {
+    device.address(tunnel.mac.0.to_vec()).mtu(tunnel.mtu).up()
 }
 
 /// Gives the device its address.
 pub(super) fn add_address(index: u32, tunnel: &Tunnel) -> RouteNetlinkMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.prefix_len = 32;
+    let address = AddressMessageBuilder::<Ipv4Addr>::new()
+        .index(index)
+        .address(tunnel.address, 32);
+    let mut message = address.build();
     message.header.scope = AddressScope::Host;
-    message.header.index = index;
-    let address = tunnel.address.into();
-    message.attributes = vec![
-        AddressAttribute::Local(address),
-        AddressAttribute::Address(address),
-    ];
     RouteNetlinkMessage::NewAddress(message)
 }
 
 /// Removes a link.
 pub(super) fn delete(index: u32) -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    RouteNetlinkMessage::DelLink(message)
+    RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build())
 }
 
 /// Asks for a VXLAN device that cannot be: a kernel that knows VXLAN refuses the identifier.
 pub(super) fn impossible() -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(TUNNEL.into()));
-    message
-        .attributes
-        .push(vxlan(vec![InfoVxlan::Id(u32::MAX), InfoVxlan::Gbp]));
-    RouteNetlinkMessage::NewLink(message)
-}
-
-fn vxlan(data: Vec<InfoVxlan>) -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Vxlan),
-        LinkInfo::Data(InfoData::Vxlan(data)),
-    ])
-}
-
-fn change(index: u32, tunnel: &Tunnel) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message.attributes = vec![
-        LinkAttribute::Address(tunnel.mac.0.to_vec()),
-        LinkAttribute::Mtu(tunnel.mtu),
-    ];
-    message
+    RouteNetlinkMessage::NewLink(LinkVxlan::new(TUNNEL, u32::MAX).gbp().build())
 }
 
 impl NodeLink {

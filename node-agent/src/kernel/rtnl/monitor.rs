@@ -4,30 +4,38 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage};
+use futures::StreamExt;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::route::RouteHeader;
+use netlink_proto::{NetlinkCodec, NetlinkFramed};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use nix::errno::Errno;
+use netlink_sys::{AsyncSocket, TokioSocket};
+use rtnetlink::MulticastGroup;
 use tokio::time::{Instant, timeout_at};
 
 use super::observed::NodeLink;
-use super::{link, route, wire};
-use crate::kernel::netlink::messages;
+use super::{link, route};
+use crate::kernel::netlink::{self, NetlinkError};
 use crate::owned::{Numbers, TUNNEL};
 
-/// Numbers of `RTNLGRP_*`: link, neighbour, and for IPv4 and IPv6 address, route and rule.
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+const GROUPS: [MulticastGroup; 8] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+];
 
 /// Changes come in bursts: a link brings its addresses, they their routes.
 const QUIET: Duration = Duration::from_millis(20);
 
 /// A stream of changes without end must not keep them from being reported.
 const LONGEST_WAIT: Duration = Duration::from_millis(200);
-
-const RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// Room in the socket for what comes while the agent works. What overflows is not lost: it is reported as a
 /// change.
@@ -40,8 +48,9 @@ pub struct MonitorError(#[from] io::Error);
 
 /// Listens for changes of the node's network. Our own are told as well.
 pub struct Monitor {
-    socket: TokioSocket,
-    buffer: Vec<u8>,
+    /// Not a connection of rtnetlink, whose task reads on while nobody listens and keeps it all: here what
+    /// waits is bounded by the socket's buffer, and news and the links asked for stay in order.
+    frames: NetlinkFramed<RouteNetlinkMessage, TokioSocket, NetlinkCodec>,
     interest: Interest,
     /// A change that nobody has been told of: when it came, and when the last one did.
     pending: Option<(Instant, Instant)>,
@@ -50,14 +59,14 @@ pub struct Monitor {
 impl Monitor {
     /// Listens in the calling thread's network namespace, from now on. Needs a tokio runtime.
     pub fn open(numbers: Numbers) -> Result<Self, MonitorError> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        let mut socket = netlink::open(NETLINK_ROUTE)?;
         let inner = socket.socket_mut();
         inner.set_rx_buf_sz(SOCKET_BUFFER)?;
-        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        inner.bind(&SocketAddr::new(0, groups))?;
+        for group in GROUPS {
+            inner.add_membership(group as u32)?;
+        }
         let monitor = Self {
-            socket,
-            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            frames: NetlinkFramed::new(socket),
             interest: Interest::new(numbers),
             pending: None,
         };
@@ -100,22 +109,16 @@ impl Monitor {
     /// Whether what has just come concerns us. Without a point at which it could be dropped between the
     /// taking of a message and the judgement.
     async fn receive(&mut self) -> io::Result<bool> {
-        self.buffer.clear();
-        match self.socket.recv(&mut self.buffer).await {
-            Ok(()) => {
-                let mut concerns = false;
-                for message in messages(&self.buffer) {
-                    let message = wire::decode(message.message_type(), message.payload());
-                    concerns |= message.is_some_and(|m| self.interest.concerns(m));
-                }
-                Ok(concerns)
-            }
+        let message = self.frames.next().await;
+        let (message, _) = message.ok_or_else(|| io::Error::other(NetlinkError::Closed))?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(message) => Ok(self.interest.concerns(message)),
             // Messages were lost, whatever they said.
-            Err(e) if e.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+            NetlinkPayload::Overrun(_) => {
                 self.ask_for_links()?;
                 Ok(true)
             }
-            Err(e) => Err(e),
+            _ => Ok(false),
         }
     }
 
@@ -126,7 +129,7 @@ impl Monitor {
         request.finalize();
         let mut octets = vec![0; request.buffer_len()];
         request.serialize(&mut octets);
-        self.socket.socket_ref().send(&octets, 0).map(drop)
+        self.frames.get_ref().socket_ref().send(&octets, 0).map(drop)
     }
 }
 

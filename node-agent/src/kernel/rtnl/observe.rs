@@ -137,7 +137,7 @@ impl Rtnl {
     /// Whether the kernel can do VXLAN. Makes nothing.
     pub async fn has_vxlan(&mut self) -> Result<bool, NetError> {
         let request = link::impossible();
-        let answer = self.wire.request(&request, NLM_F_CREATE | NLM_F_EXCL).await;
+        let answer = self.wire.request(request, NLM_F_CREATE | NLM_F_EXCL).await;
         Ok(answer.err().and_then(|e| e.errno()) != Some(Errno::EOPNOTSUPP))
     }
 }

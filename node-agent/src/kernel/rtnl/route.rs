@@ -9,10 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use egressnat_crds::plan::Family;
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
 
 use super::observed::{DefaultRoute, ForeignRoute};
 use crate::model::{Route, RouteKind};
@@ -42,39 +42,43 @@ pub(super) fn get_all(family: Family) -> RouteNetlinkMessage {
 /// The message that puts `route`, and that which removes it and no other to the same destination. `tunnel`
 /// is the device's index.
 pub(super) fn write(route: &Route, tunnel: u32) -> RouteMessage {
+    match route.to {
+        IpNet::V4(to) => {
+            let message = RouteMessageBuilder::<Ipv4Addr>::new();
+            complete(
+                message.destination_prefix(to.network(), to.prefix_len()),
+                route,
+                tunnel,
+            )
+        }
+        IpNet::V6(to) => {
+            let message = RouteMessageBuilder::<Ipv6Addr>::new().priority(METRIC_V6);
+            complete(
+                message.destination_prefix(to.network(), to.prefix_len()),
+                route,
+                tunnel,
+            )
+        }
+    }
+}
+
+fn complete<T>(message: RouteMessageBuilder<T>, route: &Route, tunnel: u32) -> RouteMessage {
     let Route { table, to, kind } = route;
-    let v6 = matches!(to, IpNet::V6(_));
-    let mut message = RouteMessage::default();
-    message.header.address_family = address_family(to.addr().into());
-    message.header.destination_prefix_length = to.prefix_len();
-    message.header.table = u8::try_from(*table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
-    message.header.protocol = RouteProtocol::Kernel;
-    message.header.scope = RouteScope::Universe;
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Table(*table));
-    if to.prefix_len() > 0 {
-        attributes.push(RouteAttribute::Destination(to.network().into()));
-    }
-    if v6 {
-        attributes.push(RouteAttribute::Priority(METRIC_V6));
-    }
-    match kind {
-        RouteKind::Tunnel { via } => {
-            attributes.push(match (via, v6) {
-                (IpAddr::V6(via), false) => RouteAttribute::Via(RouteVia::Inet6(*via)),
+    let mut message = message.table_id(*table).protocol(RouteProtocol::Kernel);
+    match (kind, to) {
+        (RouteKind::Tunnel { via }, to) => {
+            let via = match (via, to) {
+                (IpAddr::V6(via), IpNet::V4(_)) => RouteAttribute::Via(RouteVia::Inet6(*via)),
                 (via, _) => RouteAttribute::Gateway((*via).into()),
-            });
-            attributes.push(RouteAttribute::Oif(tunnel));
-            message.header.kind = RouteType::Unicast;
-            message.header.flags = RouteFlags::Onlink;
+            };
+            message.get_mut().attributes.push(via);
+            message.output_interface(tunnel).onlink()
         }
-        RouteKind::Throw => {
-            // Removal compares it, and nothing else that would tell a throw route from one by the tunnel.
-            attributes.extend(v6.then_some(RouteAttribute::Oif(LOOPBACK)));
-            message.header.kind = RouteType::Throw;
-        }
+        (RouteKind::Throw, IpNet::V4(_)) => message.kind(RouteType::Throw),
+        // Removal compares it, and nothing else that would tell a throw route from one by the tunnel.
+        (RouteKind::Throw, IpNet::V6(_)) => message.kind(RouteType::Throw).output_interface(LOOPBACK),
     }
-    message
+    .build()
 }
 
 /// What a route is to us. `tunnel` is the tunnel device's index.
