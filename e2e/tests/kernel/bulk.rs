@@ -14,7 +14,7 @@ use crate::{
 const LENGTH: usize = 3_000_000;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Far above any delay here, and above the first retransmissions.
-const HANGS: Duration = Duration::from_millis(1500);
+const HANGS: Duration = Duration::from_millis(700);
 
 /// No node says that a packet is too big.
 const NO_ICMP: &str = "table inet no_icmp {

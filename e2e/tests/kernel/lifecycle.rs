@@ -1,14 +1,16 @@
 //! Coming, staying, going: adoption, repair, removal.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, process::Command};
 
+use egressnat_agent::owned::Drop as DropReason;
 use egressnat_e2e::topology::{
-    Conversation, ELSEWHERE, FAMILIES, Node, Options, PORT, SEGMENT, SERVER, Topology,
+    Conversation, ELSEWHERE, FAMILIES, Node, Options, PORT, Packet, SEGMENT, SERVER, Tap, Topology,
+    knock_tcp, knock_udp,
 };
 
 use crate::{
     agent::Agent,
-    lab::{Lab, ok},
+    lab::{Lab, assert_dropped, ok},
     plan::Policy,
     snapshot::Snapshot,
 };
@@ -229,4 +231,40 @@ fn the_table_is_out_of_others_reach() {
     ok(node.netns.nft("flush ruleset"));
     let Topology { source, gateway, .. } = &lab.topology;
     lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+}
+
+/// Until it is repaired, a selected pod's packets would take the main table's way, out by the node.
+#[test]
+fn while_something_is_missing_packets_are_dropped() {
+    for missing in [
+        "ip -4 rule del priority 770; ip -6 rule del priority 770",
+        "ip link del egressnat0",
+    ] {
+        let lab = Lab::new(Options::default());
+        let Topology { source, gateway, .. } = &lab.topology;
+        let policies = [Policy::new(7)
+            .to(&SEGMENT)
+            .via(gateway, gateway.egress)
+            .select(&source.pods[0])];
+        lab.apply(&policies);
+        lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+        ok(source.netns.output(Command::new("bash").args(["-ec", missing])));
+        let mut tap = ok(lab.topology.tap());
+        for (dropped, family) in [2, 4].into_iter().zip(FAMILIES) {
+            ok(knock_tcp(&source.pods[0].netns, SERVER.of(family)));
+            ok(knock_udp(&source.pods[0].netns, SERVER.of(family)));
+            assert_dropped(&lab.source, DropReason::WrongDoor, dropped);
+        }
+        assert_seen_as_nobody(&mut tap);
+        lab.source.distrust();
+        lab.apply(&policies);
+        lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+    }
+}
+
+/// No packet for the server was seen.
+#[track_caller]
+fn assert_seen_as_nobody(tap: &mut Tap) {
+    let for_server = |packet: &Packet| SERVER.both().contains(&packet.destination);
+    assert_eq!(ok(tap.count(for_server)), 0);
 }

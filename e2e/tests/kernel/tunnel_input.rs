@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use egressnat_agent::owned::Drop as DropReason;
 use egressnat_e2e::topology::{
-    Encapsulation, FAMILIES, Family, Flags, Flow, Options, PORT, Packet, SEGMENT, SERVER, Tap, Topology,
-    send_tunnelled, tcp_segment, udp_datagram,
+    Dual, Encapsulation, FAMILIES, Family, Flags, Flow, Options, PORT, Packet, SEGMENT, SERVER, Tap,
+    Topology, on_segment, send_tunnelled, tcp_segment, udp_datagram,
 };
 
 use egressnat_e2e::netns::Netns;
@@ -18,21 +18,20 @@ use crate::{
     plan::Policy,
 };
 
-/// The gateway serves policies 7 and 8 for the source node's first pods.
+/// The gateway serves policies 7 and 8 for the source node's first pod.
+fn policies(topology: &Topology) -> [Policy; 2] {
+    let Topology { source, gateway, .. } = topology;
+    let elsewhere = ["198.51.100.0/24", "2001:db8:51::/48"];
+    let via = |id, address| Policy::new(id).via(gateway, address).select(&source.pods[0]);
+    [
+        via(7, gateway.egress).to(&SEGMENT),
+        via(8, gateway.secondary).to(&elsewhere),
+    ]
+}
+
 fn lab() -> Lab {
     let lab = Lab::new(Options::default());
-    let Topology { source, gateway, .. } = &lab.topology;
-    let elsewhere = ["198.51.100.0/24", "2001:db8:51::/48"];
-    lab.apply(&[
-        Policy::new(7)
-            .to(&SEGMENT)
-            .via(gateway, gateway.egress)
-            .select(&source.pods[0]),
-        Policy::new(8)
-            .to(&elsewhere)
-            .via(gateway, gateway.secondary)
-            .select(&source.pods[0]),
-    ]);
+    lab.apply(&policies(&lab.topology));
     lab
 }
 
@@ -228,4 +227,25 @@ fn a_reply_to_a_connection_that_is_no_policys() {
             "two answers, nothing forged"
         );
     });
+}
+
+/// Some CNIs give pods addresses outside their node's ranges: the gateway then has an entry for each. A few are
+/// compared one by one, many are looked up.
+#[test]
+fn with_an_inner_source_that_is_not_among_the_peers_single_addresses() {
+    for further in [0, 8] {
+        let lab = lab();
+        let Topology { source, gateway, .. } = &lab.topology;
+        let [selected, other] = [0, 1].map(|pod| source.pods[pod].address);
+        let further = (0..further).map(|host| on_segment(200 + host));
+        let mut plan = lab.plan(gateway, &policies(&lab.topology));
+        let ranges = [selected].into_iter().chain(further).flat_map(Dual::both);
+        plan.peers[0].ranges = ranges.map(Into::into).collect();
+        plan.peers[0].ranges.sort();
+        ok(lab.gateway.sync(Some(&plan)));
+        lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+        lab.assert_only_the_good_one_passes(DropReason::Spoofed, |lab, family, port| {
+            lab.send(lab.around(), &datagram(other.of(family), family, port));
+        });
+    }
 }

@@ -6,7 +6,7 @@ use egressnat_e2e::topology::{
 };
 
 use crate::{
-    lab::{Lab, is_tunnelled, ok},
+    lab::{Lab, assert_seen, is_tunnelled, ok},
     plan::{EVERYWHERE, Policy},
 };
 
@@ -178,6 +178,33 @@ fn the_nodes_own_traffic_is_untouched() {
             let (server, expected) = (SERVER.of(family), node.address.of(family));
             assert_eq!(ok(ask_tcp(&node.netns, server)), expected);
             assert_eq!(ok(ask_udp(&node.netns, server)), expected);
+        }
+    }
+}
+
+/// The other one may be nobody's, or another pod's by now.
+#[test]
+fn a_pod_of_one_family_is_captured_in_that_family_alone() {
+    let lab = Lab::new(Options::default());
+    let Topology { source, gateway, .. } = &lab.topology;
+    let policies = [policy(&lab.topology)];
+    lab.apply(&policies);
+    for (index, family) in [0, 1].into_iter().zip(FAMILIES) {
+        let mut plan = lab.plan(source, &policies);
+        plan.pods[0].ips.swap_remove(1 - index);
+        ok(lab.source.sync(Some(&plan)));
+        for other in FAMILIES {
+            let expected = if other == family {
+                gateway.egress
+            } else {
+                source.address
+            };
+            assert_seen(
+                &lab.topology,
+                &source.pods[0],
+                SERVER.of(other),
+                expected.of(other),
+            );
         }
     }
 }
