@@ -80,13 +80,13 @@ impl Error {
     /// The metric label of the error.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Client(_) => "client",
-            Self::Listen { .. } | Self::Serve(_) => "http",
-            Self::WritePlan { .. } | Self::DeletePlan { .. } => "plan_write",
-            Self::WriteStatus { .. } => "status_write",
-            Self::SendEvent { .. } => "event",
-            Self::Lease(_) | Self::LeaseLost => "lease",
-            Self::TaskEnded(_) => "task",
+            Self::Client(_) => "Client",
+            Self::Listen { .. } | Self::Serve(_) => "Http",
+            Self::WritePlan { .. } | Self::DeletePlan { .. } => "PlanWrite",
+            Self::WriteStatus { .. } => "StatusWrite",
+            Self::SendEvent { .. } => "Event",
+            Self::Lease(_) | Self::LeaseLost => "Lease",
+            Self::TaskEnded(_) => "Task",
         }
     }
 }

@@ -62,7 +62,7 @@ fn a_rule_of_another_program_at_our_priority() {
     assert_clash(
         "rule add fwmark 5 lookup 100 priority 770",
         "rule del priority 770",
-        "clash_rule_priority",
+        "ClashRulePriority",
         &["fwmark 0x5", "priority"],
     );
 }
@@ -72,7 +72,7 @@ fn a_rule_of_another_program_with_our_bits_of_the_mark() {
     assert_clash(
         "rule add fwmark 0x01000000/0xff000000 lookup 100 priority 99",
         "rule del priority 99",
-        "clash_rule_mark",
+        "ClashRuleMark",
         &["0x1000000", "mark"],
     );
 }
@@ -82,7 +82,7 @@ fn a_link_of_another_kind_with_the_tunnels_name() {
     assert_clash(
         "link add egressnat0 type bridge",
         "link del egressnat0",
-        "clash_link_name",
+        "ClashLinkName",
         &["egressnat0", "bridge"],
     );
 }
@@ -92,7 +92,7 @@ fn another_vxlan_device_on_our_port() {
     assert_clash(
         &format!("link add overlay type vxlan id 5 dstport {TUNNEL_PORT} dev eth0"),
         "link del overlay",
-        "clash_tunnel_port",
+        "ClashTunnelPort",
         &["overlay", &TUNNEL_PORT.to_string()],
     );
 }
@@ -102,7 +102,7 @@ fn a_route_of_another_program_in_one_of_our_tables() {
     assert_clash(
         "route add 192.0.2.0/24 via 172.30.0.100 table 7701 proto static",
         "route flush table 7701",
-        "clash_route",
+        "ClashRoute",
         &["192.0.2.0/24", "7701"],
     );
 }
@@ -121,7 +121,7 @@ fn a_process_on_our_port() {
         source,
         &lab.source,
         &plan,
-        "clash_socket",
+        "ClashSocket",
         &[&TUNNEL_PORT.to_string()],
     );
     drop(socket);
@@ -171,7 +171,7 @@ fn a_table_of_our_name_with_another_owner() {
         source,
         &lab.source,
         &plan,
-        "nft_owned_by_other",
+        "NftOwnedByOther",
         &["owned by another process"],
     );
     drop(owner);

@@ -228,9 +228,16 @@ impl Datapath {
         report.net_steps += changes.before.len() + changes.after.len();
         report.nft_steps += steps.len();
         self.put(&changes.before).await?;
+        let closes = desired.net.tunnel.is_none();
+        if closes {
+            // What came out of the tunnel now would meet no rule.
+            self.put(&changes.after).await?;
+        }
         self.nft.apply(&steps)?;
         report.flows += self.forget(plan).await?;
-        self.put(&changes.after).await?;
+        if !closes {
+            self.put(&changes.after).await?;
+        }
         if !steps.is_empty() {
             known.table = ruleset.map(ObservedTable::from);
             known.ownership = self.nft.ownership()?;
@@ -239,7 +246,7 @@ impl Datapath {
         Ok(known)
     }
 
-    /// Before anything else opens a door to connections that have the pod's address for the tunnel's sake.
+    /// Before anything else goes: connections that have the pod's address for the tunnel's sake.
     async fn leave_tunnel(
         &mut self,
         ruleset: Option<&Ruleset>,

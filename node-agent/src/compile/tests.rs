@@ -168,6 +168,16 @@ fn what_leaves_the_tunnel_has_no_gateway_first() {
 }
 
 #[test]
+fn what_no_longer_comes_out_of_the_tunnel_is_unknown_first() {
+    let case = input("gateway");
+    let mut table = ObservedTable::from(&compiled(&case).unwrap().ruleset.unwrap());
+    let (ids, steps) = diff::flows::leave_tunnel(None, &mut table);
+    assert_eq!(ids, [7, 8].into());
+    assert_eq!(steps.len(), 1);
+    assert!(table.sets["tunnel_ids"].elements.is_empty());
+}
+
+#[test]
 fn contradictions_of_a_plan_are_refused_by_name() {
     type Case = (&'static str, fn(&mut Input), &'static str);
     let cases: [Case; 5] = [

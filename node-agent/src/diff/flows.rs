@@ -54,36 +54,43 @@ pub fn concerned(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) ->
     concerned
 }
 
-/// The policies whose packets go by the tunnel and no longer will, taken out of `observed`, with the steps that
-/// take them out of the kernel.
+/// The policies that use the tunnel and no longer will, taken out of `observed`, with the steps that take them out
+/// of the kernel: where their packets went into it, and where they came out of it.
 ///
-/// Their connections keep the pod's address for the tunnel's sake, and would leave with it by the next door that
-/// opens. Before it does they have no gateway, until conntrack has forgotten them.
+/// Their connections have the pod's address for the tunnel's sake. A packet of one would leave with it by the next
+/// door that opens; and a reply that comes when its connection is forgotten, and the rules are gone that would
+/// refuse it, makes a connection of its own: in its wake all that the pod sends is a reply, which nobody
+/// translates. So the tunnel is closed to them first, then they are forgotten, then the rest may go.
 pub fn leave_tunnel(
     desired: Option<&Ruleset>,
     observed: &mut ObservedTable,
 ) -> (BTreeSet<u16>, Vec<NftStep>) {
     let (mut ids, mut steps) = (BTreeSet::new(), Vec::new());
-    for family in ['4', '6'] {
-        let name = format!("ids{family}");
-        let new = desired.and_then(|d| d.sets.get(&name));
-        let Some(old) = observed.sets.get_mut(&name) else {
+    for name in ["ids4", "ids6", "tunnel_ids"] {
+        let new = desired.and_then(|d| d.sets.get(name));
+        let Some(old) = observed.sets.get_mut(name) else {
             continue;
         };
-        let is_tunnel = |data: Option<&Data>| matches!(data, Some(Data::Verdict(Verdict::Goto(chain))) if chain != "local");
-        let leaves = |key: &ElementKey, data: &Data| {
-            is_tunnel(Some(data)) && !is_tunnel(new.and_then(|set| set.elements.get(key)))
-        };
+        let stays = |key| new.and_then(|set| set.elements.get(key)).is_some_and(uses_tunnel);
         let leaving: Vec<_> = old
             .elements
-            .extract_if(.., |key, data| leaves(key, data))
+            .extract_if(.., |key, data| uses_tunnel(data) && !stays(key))
             .collect();
         if !leaving.is_empty() {
-            ids.extend(leaving.iter().filter_map(|(key, _)| id_of(key)));
-            steps.push(NftStep::DeleteElements(name, (&*old).into(), leaving));
+            let leaving_ids = leaving.iter().map(|(key, _)| key);
+            match name {
+                "tunnel_ids" => ids.extend(leaving_ids.filter_map(id_on_the_wire)),
+                _ => ids.extend(leaving_ids.filter_map(id_of)),
+            }
+            steps.push(NftStep::DeleteElements(name.into(), (&*old).into(), leaving));
         }
     }
     (ids, steps)
+}
+
+/// Whether an id's packets go into the tunnel, or come out of it.
+fn uses_tunnel(data: &Data) -> bool {
+    matches!(data, Data::Verdict(Verdict::Goto(chain)) if chain != "local")
 }
 
 struct Change<'a> {
@@ -176,10 +183,17 @@ impl Change<'_> {
 
 fn way(ids: &Elements, as_node: &Elements, id: &ElementKey) -> Way {
     match ids.get(id) {
-        Some(Data::Verdict(Verdict::Goto(chain))) if chain != "local" => Way::Tunnel,
+        Some(data) if uses_tunnel(data) => Way::Tunnel,
         Some(_) if as_node.contains_key(id) => Way::AsNode,
         Some(_) => Way::Here,
         None => Way::Nowhere,
+    }
+}
+
+fn id_on_the_wire(key: &ElementKey) -> Option<u16> {
+    match key {
+        ElementKey::Mark(id) => u16::try_from(*id).ok(),
+        _ => None,
     }
 }
 

@@ -41,43 +41,43 @@ fn a_clean_node_has_none_before_and_after_we_have_written() {
 #[test]
 fn each_is_found_and_is_the_only_one() {
     let cases = [
-        ("clash_link_name", "ip link add egressnat0 type bridge"),
+        ("ClashLinkName", "ip link add egressnat0 type bridge"),
         (
-            "clash_tunnel_port",
+            "ClashTunnelPort",
             "ip link add vx up type vxlan id 5 dstport 5770 dev up0",
         ),
         (
-            "clash_tunnel_port",
+            "ClashTunnelPort",
             "ip link add vx type vxlan external dstport 5770",
         ),
-        ("clash_rule_priority", "ip rule add priority 770 lookup 99"),
+        ("ClashRulePriority", "ip rule add priority 770 lookup 99"),
         (
-            "clash_rule_priority",
+            "ClashRulePriority",
             "ip -6 rule add priority 770 from fd00::/8 lookup 99",
         ),
         (
-            "clash_rule_mark",
+            "ClashRuleMark",
             "ip rule add priority 99 fwmark 0x26000001/0xff000000 lookup 99",
         ),
         (
-            "clash_rule_mark",
+            "ClashRuleMark",
             "ip -6 rule add priority 2000 fwmark 0x1000000 lookup 99",
         ),
         (
-            "clash_rule_mark",
+            "ClashRuleMark",
             "ip rule add not priority 99 fwmark 0xca6c lookup 99",
         ),
         (
-            "clash_rule_reads_mark",
+            "ClashRuleReadsMark",
             "ip -6 rule add not priority 2000 fwmark 0xca6c lookup 99",
         ),
-        ("clash_route", "ip route add 10.9.0.0/16 dev up0 table 7701"),
+        ("ClashRoute", "ip route add 10.9.0.0/16 dev up0 table 7701"),
         (
-            "clash_route",
+            "ClashRoute",
             "ip -6 route add default dev up0 table 7763 protocol static",
         ),
-        ("no_forwarding", "sysctl -q -w net.ipv4.ip_forward=0"),
-        ("no_forwarding", "sysctl -q -w net.ipv6.conf.all.forwarding=0"),
+        ("NoForwarding", "sysctl -q -w net.ipv4.ip_forward=0"),
+        ("NoForwarding", "sysctl -q -w net.ipv6.conf.all.forwarding=0"),
     ];
     for (category, command) in cases {
         in_netns(move || async move {

@@ -151,7 +151,7 @@ fn a_link_of_another_kind_is_not_touched() {
             matches!(&refused, NetError::NameTaken { kind } if kind == "bridge"),
             "{refused}"
         );
-        assert_eq!(refused.category(), "net_name_taken");
+        assert_eq!(refused.category(), "NetNameTaken");
         rtnl.apply(&[NetStep::Remove(object)]).await.unwrap();
         let route = route(
             7701,
@@ -161,7 +161,7 @@ fn a_link_of_another_kind_is_not_touched() {
             },
         );
         let refused = rtnl.apply(&puts([NetObject::Route(route)])).await.unwrap_err();
-        assert_eq!(refused.category(), "net_no_tunnel");
+        assert_eq!(refused.category(), "NetNoTunnel");
         assert_eq!(
             json("ip -j -d link show egressnat0")[0]["linkinfo"]["info_kind"],
             "bridge"
@@ -176,7 +176,7 @@ fn a_port_in_use_is_named() {
         let _holder = std::net::UdpSocket::bind("0.0.0.0:5770").unwrap();
         let object = NetObject::Tunnel(tunnel(&underlay, "192.0.2.1"));
         let refused = rtnl().apply(&puts([object])).await.unwrap_err();
-        assert_eq!(refused.category(), "net_port_in_use", "{refused}");
+        assert_eq!(refused.category(), "NetPortInUse", "{refused}");
         assert!(
             refused.to_string().contains("ip link add egressnat0"),
             "{refused}"
@@ -265,7 +265,7 @@ fn one_refusal_keeps_off_nothing_else() {
         steps.extend(puts(objects(&net)));
         steps.extend(puts(net.rules.iter().cloned().map(NetObject::IpRule)));
         let refused = rtnl.apply(&steps).await.unwrap_err();
-        assert_eq!(refused.category(), "net_sysctl");
+        assert_eq!(refused.category(), "NetSysctl");
         assert!(
             refused.to_string().contains("ipv4/conf/nosuch/rp_filter"),
             "{refused}"

@@ -261,7 +261,7 @@ fn what_no_message_can_say_is_not_sent() {
         for step in steps {
             let error = nft.apply(&[add_chain("new"), step]).unwrap_err();
             assert!(matches!(error, NftError::Invalid { .. }), "{error}");
-            assert_eq!(error.category(), "nft_invalid");
+            assert_eq!(error.category(), "NftInvalid");
         }
         assert_eq!(nft.generation().unwrap(), before);
     });

@@ -66,15 +66,15 @@ impl Clash {
     /// One word for metrics and events.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::LinkName { .. } => "clash_link_name",
-            Self::TunnelPort { .. } => "clash_tunnel_port",
-            Self::Socket { .. } => "clash_socket",
-            Self::RulePriority(_) => "clash_rule_priority",
-            Self::RuleMark(_) => "clash_rule_mark",
-            Self::RuleReadsMark(_) => "clash_rule_reads_mark",
-            Self::Route(_) => "clash_route",
-            Self::NoVxlan => "no_vxlan",
-            Self::NoForwarding(_) => "no_forwarding",
+            Self::LinkName { .. } => "ClashLinkName",
+            Self::TunnelPort { .. } => "ClashTunnelPort",
+            Self::Socket { .. } => "ClashSocket",
+            Self::RulePriority(_) => "ClashRulePriority",
+            Self::RuleMark(_) => "ClashRuleMark",
+            Self::RuleReadsMark(_) => "ClashRuleReadsMark",
+            Self::Route(_) => "ClashRoute",
+            Self::NoVxlan => "NoVxlan",
+            Self::NoForwarding(_) => "NoForwarding",
         }
     }
 }
@@ -248,9 +248,9 @@ mod tests {
             rule(&foreign(priority, mark, mask, inverted), &numbers).map(|c| c.category())
         };
         let (priority, mark, reads) = (
-            Some("clash_rule_priority"),
-            Some("clash_rule_mark"),
-            Some("clash_rule_reads_mark"),
+            Some("ClashRulePriority"),
+            Some("ClashRuleMark"),
+            Some("ClashRuleReadsMark"),
         );
         assert_eq!(judged(5210, 0x80000, 0xff0000, false), None, "Tailscale");
         assert_eq!(judged(1024, 0x80, 0x80, false), None, "AWS");

@@ -42,10 +42,10 @@ impl ConntrackError {
     /// One word for metrics and events.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Open(_) => "conntrack_socket",
-            Self::Read(_) => "conntrack_read",
-            Self::Delete(_) => "conntrack_delete",
-            Self::EmptyMask => "conntrack_empty_mask",
+            Self::Open(_) => "ConntrackSocket",
+            Self::Read(_) => "ConntrackRead",
+            Self::Delete(_) => "ConntrackDelete",
+            Self::EmptyMask => "ConntrackEmptyMask",
         }
     }
 }

@@ -58,14 +58,14 @@ impl NftError {
     /// One word for metrics and events.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Socket { .. } => "nft_socket",
-            Self::Refused { .. } => "nft_refused",
-            Self::OwnedByOther { .. } => "nft_owned_by_other",
-            Self::Invalid { .. } => "nft_invalid",
-            Self::TooLarge { .. } => "nft_too_large",
-            Self::Unconfirmed => "nft_unconfirmed",
-            Self::Interrupted => "nft_interrupted",
-            Self::Malformed(_) => "nft_malformed",
+            Self::Socket { .. } => "NftSocket",
+            Self::Refused { .. } => "NftRefused",
+            Self::OwnedByOther { .. } => "NftOwnedByOther",
+            Self::Invalid { .. } => "NftInvalid",
+            Self::TooLarge { .. } => "NftTooLarge",
+            Self::Unconfirmed => "NftUnconfirmed",
+            Self::Interrupted => "NftInterrupted",
+            Self::Malformed(_) => "NftMalformed",
         }
     }
 }

@@ -51,17 +51,17 @@ impl NetError {
     /// One word for metrics and events.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Open(_) => "net_socket",
-            Self::Read { .. } => "net_read",
+            Self::Open(_) => "NetSocket",
+            Self::Read { .. } => "NetRead",
             Self::Refused { source, .. } => match source.errno() {
-                Some(Errno::EPERM | Errno::EACCES) => "net_forbidden",
-                Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => "net_unsupported",
-                Some(Errno::EADDRINUSE) => "net_port_in_use",
-                _ => "net_refused",
+                Some(Errno::EPERM | Errno::EACCES) => "NetForbidden",
+                Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => "NetUnsupported",
+                Some(Errno::EADDRINUSE) => "NetPortInUse",
+                _ => "NetRefused",
             },
-            Self::NameTaken { .. } => "net_name_taken",
-            Self::NoTunnel { .. } => "net_no_tunnel",
-            Self::Sysctl(_) => "net_sysctl",
+            Self::NameTaken { .. } => "NetNameTaken",
+            Self::NoTunnel { .. } => "NetNoTunnel",
+            Self::Sysctl(_) => "NetSysctl",
         }
     }
 }
