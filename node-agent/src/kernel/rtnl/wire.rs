@@ -8,7 +8,7 @@ use std::io;
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use futures::stream::select;
+use futures::stream::{once, select};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -121,9 +121,11 @@ impl Connection {
         let answers = self.handle.request(request).map_err(|_| NetlinkError::Closed)?;
         let unsolicited = self.unsolicited.by_ref().map(|(message, _)| message);
         let lost = unsolicited.filter(|m| ready(matches!(m.payload, NetlinkPayload::Overrun(_))));
-        let mut answers = select(answers, lost);
+        // Whatever ends the answer ends the wait.
+        let answers = answers.map(Some).chain(once(ready(None)));
+        let mut answers = select(answers, lost.map(Some));
         let mut interrupted = false;
-        while let Some(message) = answers.next().await {
+        while let Some(Some(message)) = answers.next().await {
             interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
             if let Some(end) = netlink::end(&message) {
                 end?;
