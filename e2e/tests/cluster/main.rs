@@ -3,10 +3,25 @@
 //! The cluster comes up before the first test and goes down, checked for residue, after the last. A failed
 //! test leaves what could be found out in `target/lab/failures`.
 
+mod destinations;
+mod first_policy;
+mod lifecycle;
 mod own_address;
+mod pod;
+mod requests;
+mod reuse;
+mod scene;
+mod selection;
+mod traces;
 mod walk_through;
 
-use std::{fmt::Display, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    fmt::Display,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use egressnat_e2e::{
     cluster::Cluster, dump, kube_proxy::KubeProxyMode, progress::Progress, site, site::Site,
@@ -18,7 +33,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Test = (&'static str, fn(&Cluster) -> Result<(), Failed>);
 
 fn tests() -> Vec<Test> {
-    [own_address::TESTS, walk_through::TESTS].concat()
+    [
+        own_address::TESTS,
+        walk_through::TESTS,
+        selection::TESTS,
+        destinations::TESTS,
+        first_policy::TESTS,
+        lifecycle::TESTS,
+    ]
+    .concat()
 }
 
 fn main() -> ExitCode {
@@ -64,10 +87,19 @@ fn trials(cluster: Option<&Arc<Temporary>>) -> Vec<Trial> {
         let cluster = cluster.map(Arc::clone);
         Trial::test(name, move || {
             let cluster = cluster.ok_or("there is no cluster")?;
-            body(&cluster).map_err(|failed| with_dump(&cluster, name, &failed))
+            guarded(|| body(&cluster)).map_err(|failed| with_dump(&cluster, name, &failed))
         })
     };
     tests().into_iter().map(trial).collect()
+}
+
+/// A failed assertion is a failure like any other: it gets its dump as well.
+fn guarded(body: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(text.unwrap_or_else(|| "it panicked".into()).into())
+    })
 }
 
 fn with_dump(cluster: &Cluster, name: &str, failed: &Failed) -> Failed {

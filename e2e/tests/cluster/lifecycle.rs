@@ -1,0 +1,182 @@
+//! Policies that go and come back, and a datapath whose agents and operator do: scenarios of lifetimes.
+
+use egressnat_e2e::cluster::Cluster;
+use libtest_mimic::Failed;
+use serde_json::json;
+
+use crate::{
+    Test,
+    pod::Pod,
+    requests::Requests,
+    scene::{CHOSEN, GATEWAY, Scene, WORKER, egress, own},
+    traces,
+};
+
+pub const TESTS: &[Test] = &[
+    (
+        "lifecycle::a_deleted_policy_leaves_nothing_and_can_come_back_twice",
+        a_deleted_policy_leaves_nothing_and_can_come_back_twice,
+    ),
+    (
+        "lifecycle::a_deleted_plan_removes_what_is_ours_from_its_node",
+        a_deleted_plan_removes_what_is_ours_from_its_node,
+    ),
+    (
+        "lifecycle::agents_and_operator_restart_without_a_failed_or_wrong_request",
+        agents_and_operator_restart_without_a_failed_or_wrong_request,
+    ),
+    (
+        "lifecycle::uninstalled_the_datapath_stays_in_force_and_is_adopted_again",
+        uninstalled_the_datapath_stays_in_force_and_is_adopted_again,
+    ),
+];
+
+const SYSTEM: [&str; 2] = ["-n", "egressnat-system"];
+
+fn a_deleted_policy_leaves_nothing_and_can_come_back_twice(cluster: &Cluster) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let pods = choose_all(&scene)?;
+    for _ in 0..3 {
+        scene.apply_policy(json!({}))?;
+        scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
+        expect_traces(&scene)?;
+        scene.delete_policy()?;
+        scene.expect("no policy", &pods.each_ref().map(|pod| (pod, own(pod))))?;
+        traces::expect_none(&scene)?;
+    }
+    Ok(())
+}
+
+/// The operator would write it again; it is not there to do so.
+fn a_deleted_plan_removes_what_is_ours_from_its_node(cluster: &Cluster) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let pods = choose_all(&scene)?;
+    scene.apply_policy(json!({}))?;
+    scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
+    expect_traces(&scene)?;
+    let scale = |replicas: &str| -> Result<(), Failed> {
+        system(
+            &scene,
+            &["scale", "deployment/egressnat-operator", "--replicas", replicas],
+        )?;
+        system(
+            &scene,
+            &[
+                "rollout",
+                "status",
+                "deployment/egressnat-operator",
+                "--timeout=60s",
+            ],
+        )
+    };
+    scale("0")?;
+    let gone = [
+        "wait",
+        "--for=delete",
+        "pod",
+        "--timeout=30s",
+        "-l",
+        "app.kubernetes.io/component=operator",
+    ];
+    system(&scene, &gone)?;
+    scene.kubectl.run(["delete", "egressplans", "--all"])?;
+    traces::expect_none(&scene)?;
+    scene.expect("no plan", &pods.each_ref().map(|pod| (pod, own(pod))))?;
+    scale("1")?;
+    scene.expect("plans again", &pods.each_ref().map(|pod| (pod, egress())))?;
+    Ok(())
+}
+
+/// On a source node and on the gateway; every agent, then the operator.
+fn agents_and_operator_restart_without_a_failed_or_wrong_request(cluster: &Cluster) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let pods = choose_all(&scene)?;
+    scene.apply_policy(json!({}))?;
+    scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
+    let requests = requests(&scene, &pods)?;
+    for (component, workload) in [
+        ("agent", "daemonset/egressnat-agent"),
+        ("operator", "deployment/egressnat-operator"),
+    ] {
+        let label = format!("app.kubernetes.io/component={component}");
+        system(&scene, &["delete", "pod", "-l", &label])?;
+        system(&scene, &["rollout", "status", workload, "--timeout=60s"])?;
+    }
+    for requests in requests {
+        requests.end(&egress())?;
+    }
+    // The new ones do their work.
+    scene.delete_policy()?;
+    scene.expect("no policy", &pods.each_ref().map(|pod| (pod, own(pod))))?;
+    traces::expect_none(&scene)?;
+    Ok(())
+}
+
+/// First without the agents, then without anything but the CRDs and their objects, which helm leaves: what
+/// the kernels hold stays in force, until an agent comes that finds the policy gone.
+fn uninstalled_the_datapath_stays_in_force_and_is_adopted_again(cluster: &Cluster) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let pods = choose_all(&scene)?;
+    scene.apply_policy(json!({}))?;
+    scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
+    let requests = requests(&scene, &pods)?;
+    system(
+        &scene,
+        &["delete", "daemonset", "egressnat-agent", "--cascade=foreground"],
+    )?;
+    scene.expect("no agent", &pods.each_ref().map(|pod| (pod, egress())))?;
+    scene
+        .kubectl
+        .helm(["uninstall", "egressnat", SYSTEM[0], SYSTEM[1], "--wait"])?;
+    scene.expect("no operator", &pods.each_ref().map(|pod| (pod, egress())))?;
+    expect_traces(&scene)?;
+    cluster.install_chart()?;
+    for requests in requests {
+        requests.end(&egress())?;
+    }
+    scene.delete_policy()?;
+    scene.expect("no policy", &pods.each_ref().map(|pod| (pod, own(pod))))?;
+    traces::expect_none(&scene)?;
+    Ok(())
+}
+
+fn choose_all(scene: &Scene) -> Result<[Pod; 3], Failed> {
+    let pods = scene.tshoot()?;
+    for pod in &pods {
+        scene.label(pod, CHOSEN)?;
+    }
+    Ok(pods)
+}
+
+/// One pod on the gateway and one off it.
+fn requests(scene: &Scene, pods: &[Pod; 3]) -> Result<Vec<Requests>, Failed> {
+    pods.iter()
+        .filter(|pod| [WORKER, GATEWAY].contains(&pod.node))
+        .map(|pod| Ok(Requests::start(scene, pod)?))
+        .collect()
+}
+
+/// The probe of absence sees presence: each kind of thing, on a source node and on the gateway.
+fn expect_traces(scene: &Scene) -> Result<(), Failed> {
+    for name in [WORKER.name, GATEWAY.name] {
+        let traces = traces::of(&scene.cluster.node(name)?)?.join("\n");
+        for kind in [
+            "nft",
+            "ip -o link",
+            "ip -4 rule",
+            "ip -6 rule",
+            "ip -4 route",
+            "ip -6 route",
+            "conntrack -L -f ipv4",
+            "conntrack -L -f ipv6",
+        ] {
+            assert!(traces.contains(kind), "{name}: no {kind} in\n{traces}");
+        }
+    }
+    Ok(())
+}
+
+fn system(scene: &Scene, args: &[&str]) -> Result<(), Failed> {
+    scene.kubectl.run(SYSTEM.iter().chain(args))?;
+    Ok(())
+}

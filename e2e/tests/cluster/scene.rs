@@ -1,0 +1,188 @@
+//! What the scenarios share: a cluster with the chart and no policy, an egress address that nothing else
+//! sends with, pods, and what the echo server outside sees of them.
+
+use std::{thread, time::Duration};
+
+use egressnat_e2e::{
+    cluster::Cluster,
+    error::Result,
+    kubectl::Kubectl,
+    site::{ECHO, NODES, NodeSpec},
+    wait,
+};
+use serde_json::{Value, json};
+
+use crate::pod::{Pod, pods};
+
+/// The gateway of the scenarios.
+pub const GATEWAY: NodeSpec = NODES[2];
+/// Any other node that is not the control plane's.
+pub const WORKER: NodeSpec = NODES[1];
+/// Secondary addresses of [`GATEWAY`]: without a policy nothing is ever sent with them.
+pub const EGRESS: [&str; 2] = ["172.18.0.40", "fd00:172:18::40"];
+/// The node network, on which the echo server is.
+pub const OUTSIDE: [&str; 2] = ["172.18.0.0/16", "fd00:172:18::/64"];
+/// The label by which the scenarios' policy selects pods.
+pub const CHOSEN: &str = "egress=chosen";
+/// The name of the scenarios' policy.
+pub const POLICY: &str = "scenario";
+
+/// How long a change may take to show outside.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+const PEERS: &str = include_str!("../../manifests/peers.yaml");
+
+/// What the outside sees of a pod by IPv4 and by IPv6: an address, or no packet at all.
+pub type Seen = [Option<String>; 2];
+
+/// The cluster with the chart installed, and nothing of an earlier scenario.
+pub struct Scene<'a> {
+    pub cluster: &'a Cluster,
+    pub kubectl: &'a Kubectl,
+}
+
+impl<'a> Scene<'a> {
+    pub fn new(cluster: &'a Cluster) -> Result<Self> {
+        let kubectl = cluster.kubectl();
+        let scene = Self { cluster, kubectl };
+        cluster.start_echo()?;
+        scene.install_where_missing()?;
+        kubectl.run(["delete", "egressnatpolicies", "--all"])?;
+        kubectl.apply(PEERS)?;
+        for label in ["egress-", "team-"] {
+            kubectl.run(["label", "namespace", "other", label])?;
+            kubectl.run(["-n", "default", "label", "pod", "--all", label])?;
+        }
+        scene.give_the_gateway_its_addresses()?;
+        for workload in ["daemonset/peer", "daemonset/node-peer"] {
+            kubectl.run(["-n", "other", "rollout", "status", workload, "--timeout=60s"])?;
+        }
+        Ok(scene)
+    }
+
+    /// Applies the scenarios' policy, with these fields instead of [`spec`]'s, and waits until every node
+    /// concerned has it.
+    pub fn apply_policy(&self, fields: Value) -> Result<()> {
+        self.kubectl.apply(&policy(fields).to_string())?;
+        let policy = format!("egressnatpolicy/{POLICY}");
+        let condition = "--for=condition=Programmed";
+        self.kubectl.run(["wait", condition, "--timeout=30s", &policy])?;
+        Ok(())
+    }
+
+    pub fn delete_policy(&self) -> Result<()> {
+        self.kubectl.run(["delete", "egressnatpolicy", POLICY])?;
+        Ok(())
+    }
+
+    /// The net-tshoot pods, one on each node, in the order of [`NODES`].
+    pub fn tshoot(&self) -> Result<[Pod; 3]> {
+        self.one_per_node("default", "name=net-tshoot")
+    }
+
+    /// The pods of the other namespace, likewise.
+    pub fn peers(&self) -> Result<[Pod; 3]> {
+        self.one_per_node("other", "name=peer")
+    }
+
+    /// Sets (`KEY=VALUE`) or removes (`KEY-`) a label of a pod.
+    pub fn label(&self, pod: &Pod, label: &str) -> Result<()> {
+        let arguments = ["-n", &pod.namespace, "label", "pod", &pod.name, label];
+        self.kubectl.run(arguments)?;
+        Ok(())
+    }
+
+    /// Waits until the echo server sees every one of these pods as it should, all in one look.
+    pub fn expect(&self, what: &str, expected: &[(&Pod, Seen)]) -> Result<()> {
+        wait::until(what, DEADLINE, || {
+            let wrong: Vec<String> = thread::scope(|scope| {
+                let looks: Vec<_> = expected
+                    .iter()
+                    .map(|(pod, wanted)| scope.spawn(move || (pod.seen(self.kubectl), *pod, wanted)))
+                    .collect();
+                let seen = looks.into_iter().map(|look| look.join().expect("no panic"));
+                seen.filter(|(seen, _, wanted)| seen != *wanted)
+                    .map(|(seen, pod, wanted)| format!("{pod} is seen as {seen:?}, not {wanted:?}"))
+                    .collect()
+            });
+            if wrong.is_empty() {
+                Ok(())
+            } else {
+                Err(wrong.join("\n"))
+            }
+        })
+    }
+
+    /// Deprecated is what keeps the CNI's masquerade from choosing the IPv6 address; IPv4's is secondary.
+    fn give_the_gateway_its_addresses(&self) -> Result<()> {
+        let [v4, v6] = EGRESS;
+        self.cluster.node(GATEWAY.name)?.netns()?.ip(&format!(
+            "addr replace {v4}/16 dev eth0\naddr replace {v6}/64 dev eth0 nodad preferred_lft 0"
+        ))
+    }
+
+    fn one_per_node(&self, namespace: &str, label: &str) -> Result<[Pod; 3]> {
+        let pods = pods(self.kubectl, namespace, label)?;
+        let of = |node: NodeSpec| {
+            let pod = pods.iter().find(|pod| pod.node == node);
+            pod.cloned()
+                .unwrap_or_else(|| panic!("no {label} on {}", node.name))
+        };
+        Ok(NODES.map(of))
+    }
+
+    fn install_where_missing(&self) -> Result<()> {
+        let workloads = ["deployment/egressnat-operator", "daemonset/egressnat-agent"];
+        let rolled_out = |workload: &&str| {
+            let status = [
+                "-n",
+                "egressnat-system",
+                "rollout",
+                "status",
+                workload,
+                "--timeout=60s",
+            ];
+            self.kubectl.run(status).is_ok()
+        };
+        if workloads.iter().all(rolled_out) {
+            return Ok(());
+        }
+        self.cluster.install_chart()
+    }
+}
+
+/// The scenarios' policy: pods of `default` with the label [`CHOSEN`] leave to the node network with
+/// [`EGRESS`].
+pub fn policy(fields: Value) -> Value {
+    let mut spec = json!({
+        "selectors": [{
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}},
+            "podSelector": {"matchLabels": {"egress": "chosen"}},
+        }],
+        "destinationCIDRs": OUTSIDE,
+        "egressSourceIPs": EGRESS,
+    });
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        spec[name] = value.clone();
+    }
+    json!({
+        "apiVersion": "egressnat.io/v1alpha1",
+        "kind": "EgressNATPolicy",
+        "metadata": {"name": POLICY},
+        "spec": spec,
+    })
+}
+
+/// Seen with the policy's addresses.
+pub fn egress() -> Seen {
+    EGRESS.map(|address| Some(address.to_owned()))
+}
+
+/// Seen with the addresses of the pod's node.
+pub fn own(pod: &Pod) -> Seen {
+    [Some(pod.node.v4.to_string()), Some(pod.node.v6.to_string())]
+}
+
+/// The echo server's addresses as URLs.
+pub fn echo_urls() -> [String; 2] {
+    [format!("http://{}/", ECHO.0), format!("http://[{}]/", ECHO.1)]
+}
