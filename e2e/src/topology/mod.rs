@@ -102,7 +102,7 @@ impl Topology {
             (ELSEWHERE, [32, 128]),
         ] {
             for (address, length) in address.both().iter().zip(lengths) {
-                batch += &format!("addr add {address}/{length} dev segment\n");
+                batch += &format!("addr add {address}/{length} dev segment nodad\n");
             }
         }
         outside.ip(&batch)?;

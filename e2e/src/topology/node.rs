@@ -87,13 +87,13 @@ impl Node {
     fn add_addresses(&self) -> Result<()> {
         let mut batch = String::from("link set eth0 up\n");
         batch += &format!(
-            "addr add {}/24 dev eth0\naddr add {}/64 dev eth0\n",
+            "addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n",
             self.address.v4, self.address.v6
         );
         for further in [self.secondary, self.egress] {
             batch += &format!("addr add {}/32 dev eth0\n", further.v4);
             // Deprecated: held, but never the kernel's own choice of source, masquerading included.
-            batch += &format!("addr add {}/128 dev eth0 preferred_lft 0\n", further.v6);
+            batch += &format!("addr add {}/128 dev eth0 nodad preferred_lft 0\n", further.v6);
         }
         for address in SERVER.both() {
             batch += &format!(
@@ -126,7 +126,7 @@ impl Pod {
             "link add {veth} type veth peer name eth0 netns {}\n\
              link set {veth} addrgenmode none up\n\
              addr add {router}/32 dev {veth}\n\
-             addr add fe80::1/64 dev {veth}\n\
+             addr add fe80::1/64 dev {veth} nodad\n\
              route add {}/32 dev {veth}\n\
              route add {}/128 dev {veth}",
             netns.path().display(),
@@ -136,7 +136,7 @@ impl Pod {
         netns.ip(&format!(
             "link set eth0 up\n\
              addr add {}/32 dev eth0\n\
-             addr add {}/128 dev eth0\n\
+             addr add {}/128 dev eth0 nodad\n\
              route add {router}/32 dev eth0\n\
              route add 0.0.0.0/0 via {router}\n\
              route add ::/0 via fe80::1 dev eth0",

@@ -139,7 +139,9 @@ fn node_local_dns_sees_the_pods_own_address() {
         .netns
         .ip("link add nodelocaldns type bridge\nlink set nodelocaldns up"));
     for local in locals {
-        ok(source.netns.ip(&format!("addr add {local} dev nodelocaldns")));
+        ok(source
+            .netns
+            .ip(&format!("addr add {local} dev nodelocaldns nodad")));
     }
     let _server = serve(source, &locals);
     let pod = &source.pods[0];

@@ -133,7 +133,7 @@ fn an_address_that_the_gateway_does_not_hold_is_reported_and_its_packets_are_dro
     // The address comes, and all is well.
     for address in nobodys.both() {
         let options = if address.is_ipv6() {
-            "/128 dev eth0 preferred_lft 0"
+            "/128 dev eth0 nodad preferred_lft 0"
         } else {
             "/32 dev eth0"
         };

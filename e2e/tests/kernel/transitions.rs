@@ -5,17 +5,23 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use egressnat_crds::policy::NoGateway;
-use egressnat_e2e::topology::{
-    Dual, FAMILIES, Flow, Node, Options, PORT, Packet, Pod, SEGMENT, SERVER, Tap, Topology,
+use egressnat_e2e::{
+    topology::{
+        Dual, FAMILIES, Flow, Node, Options, PORT, Packet, Pod, SEGMENT, SERVER, Tap, Topology, Transport,
+    },
+    wait,
 };
 
 use crate::{
     lab::{Lab, ok},
     plan::Policy,
 };
+
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs `work` while the pod sends, as fast as it can, by one old flow of each family and by ever new ones.
 fn while_sending(pod: &Pod, work: impl FnOnce()) {
@@ -40,35 +46,49 @@ fn while_sending(pod: &Pod, work: impl FnOnce()) {
     });
 }
 
-/// How many packets for the server each node sent with which source address.
-fn sources(tap: &mut Tap) -> BTreeMap<(String, IpAddr), usize> {
-    let mut sources = BTreeMap::new();
-    let for_server = |packet: &&Packet| SERVER.both().contains(&packet.destination);
-    for packet in ok(tap.packets()).iter().filter(for_server) {
-        *sources
-            .entry((packet.interface.clone(), packet.source))
-            .or_default() += 1;
-    }
-    sources
+/// A datagram for the server. ICMP errors do not count: without a policy those of no connection leave as they are.
+fn is_sent(packet: &Packet) -> bool {
+    SERVER.both().contains(&packet.destination) && matches!(packet.transport, Transport::Udp(..))
 }
 
-/// Every packet for the server is of one of these nodes with its address, the first of each at least once.
+/// Waits until new datagrams of both families leave by this node with these addresses.
 #[track_caller]
-fn assert_only(tap: &mut Tap, allowed: &[(&Node, [IpAddr; 2])]) {
-    let seen = sources(tap);
-    for ((node, source), packets) in &seen {
-        let fine = allowed
-            .iter()
-            .any(|(by, addresses)| by.name == node && addresses.contains(source));
-        assert!(fine, "{packets} packets with {source} from {node}: {seen:#?}");
+fn await_sent(tap: &mut Tap, node: &Node, addresses: Dual) {
+    let before = ok(tap.packets()).len();
+    for address in addresses.both() {
+        let what = format!("datagrams with {address} from {}", node.name);
+        ok(wait::until(&what, DEADLINE, || {
+            let packets = tap.packets().map_err(|error| error.to_string())?;
+            let sent = |packet: &&Packet| {
+                is_sent(packet) && packet.source == address && packet.interface == node.name
+            };
+            packets[before..]
+                .iter()
+                .find(sent)
+                .map(drop)
+                .ok_or_else(|| "none".to_owned())
+        }));
     }
-    for (by, addresses) in allowed {
-        for address in addresses {
-            assert!(
-                seen.contains_key(&(by.name.to_owned(), *address)),
-                "none with {address}: {seen:#?}"
-            );
-        }
+}
+
+/// Every packet for the server is of one of these nodes with one of its addresses.
+#[track_caller]
+fn assert_only(tap: &mut Tap, allowed: &[(&Node, &[Dual])]) {
+    let mut seen: BTreeMap<(&str, IpAddr), Vec<&Packet>> = BTreeMap::new();
+    for packet in ok(tap.packets()).iter().filter(|packet| is_sent(packet)) {
+        let key = (packet.interface.as_str(), packet.source);
+        seen.entry(key).or_default().push(packet);
+    }
+    for ((node, source), packets) in &seen {
+        let fine = allowed.iter().any(|(by, addresses)| {
+            by.name == *node && addresses.iter().any(|dual| dual.both().contains(source))
+        });
+        let first = packets.first();
+        assert!(
+            fine,
+            "{} packets with {source} from {node}, first {first:?}",
+            packets.len()
+        );
     }
 }
 
@@ -87,14 +107,13 @@ fn a_pod_that_comes_under_a_policy_and_goes_sends_with_no_third_address() {
             for _ in 0..5 {
                 ok(lab.gateway.sync(Some(&lab.plan(gateway, &policies))));
                 ok(agent.sync(Some(&lab.plan(node, &policies))));
+                await_sent(&mut tap, gateway, gateway.egress);
                 ok(agent.sync(None));
                 ok(lab.gateway.sync(None));
+                await_sent(&mut tap, node, node.address);
             }
         });
-        assert_only(
-            &mut tap,
-            &[(node, node.address.both()), (gateway, gateway.egress.both())],
-        );
+        assert_only(&mut tap, &[(node, &[node.address]), (gateway, &[gateway.egress])]);
     }
 }
 
@@ -111,21 +130,18 @@ fn a_policy_that_moves_to_another_gateway_sends_with_no_third_address() {
     let via = |node: &Node| [Policy::new(7).to(&SEGMENT).via(node, node.egress).select(pod)];
     lab.apply(&via(gateway));
     let mut tap = ok(lab.topology.tap());
+    let (first, other) = ((gateway, &lab.gateway), (second, &lab.second));
     while_sending(pod, || {
-        for _ in 0..5 {
-            for (new, agent, old, old_agent) in [
-                (second, &lab.second, gateway, &lab.gateway),
-                (gateway, &lab.gateway, second, &lab.second),
-            ] {
-                ok(agent.sync(Some(&lab.plan(new, &via(new)))));
-                ok(lab.source.sync(Some(&lab.plan(source, &via(new)))));
-                ok(old_agent.sync(Some(&lab.plan(old, &via(new)))));
-            }
+        for ((old, old_agent), (new, new_agent)) in [(first, other), (other, first)].repeat(5) {
+            ok(new_agent.sync(Some(&lab.plan(new, &via(new)))));
+            ok(lab.source.sync(Some(&lab.plan(source, &via(new)))));
+            ok(old_agent.sync(Some(&lab.plan(old, &via(new)))));
+            await_sent(&mut tap, new, new.egress);
         }
     });
     assert_only(
         &mut tap,
-        &[(gateway, gateway.egress.both()), (second, second.egress.both())],
+        &[(gateway, &[gateway.egress]), (second, &[second.egress])],
     );
 }
 
@@ -139,28 +155,34 @@ fn a_policy_that_leaves_the_tunnel_sends_with_no_third_address() {
         .to(&SEGMENT)
         .select(pod)
         .otherwise(NoGateway::NodeIP);
-    let away = [policy.clone().via(gateway, gateway.egress)];
-    let here = [policy.clone().via(source, source.egress)];
-    let none = [policy];
-    ok(lab.gateway.sync(Some(&lab.plan(gateway, &away))));
+    let away = (
+        policy.clone().via(gateway, gateway.egress),
+        gateway,
+        gateway.egress,
+    );
+    let here = (policy.clone().via(source, source.egress), source, source.egress);
+    let none = (policy, source, source.address);
+    ok(lab
+        .gateway
+        .sync(Some(&lab.plan(gateway, std::slice::from_ref(&away.0)))));
+    let peers = lab.plan(source, std::slice::from_ref(&away.0)).peers;
     let mut tap = ok(lab.topology.tap());
     while_sending(pod, || {
-        for policies in [
+        for (policy, node, expected) in [
             &away, &here, &none, &away, &none, &here, &away, &here, &away, &none,
         ] {
-            let mut plan = lab.plan(source, policies);
+            let mut plan = lab.plan(source, std::slice::from_ref(policy));
             // The gateway stays a peer, so that the table and the tunnel stay.
-            plan.peers = lab.plan(source, &away).peers;
+            plan.peers.clone_from(&peers);
             ok(lab.source.sync(Some(&plan)));
+            await_sent(&mut tap, node, *expected);
         }
     });
-    let sources = [source.address, source.egress].map(Dual::both);
     assert_only(
         &mut tap,
         &[
-            (source, sources[0]),
-            (source, sources[1]),
-            (gateway, gateway.egress.both()),
+            (source, &[source.address, source.egress]),
+            (gateway, &[gateway.egress]),
         ],
     );
 }

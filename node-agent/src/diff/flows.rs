@@ -71,7 +71,7 @@ pub fn leave_tunnel(
         let Some(old) = observed.sets.get_mut(name) else {
             continue;
         };
-        let stays = |key| new.and_then(|set| set.elements.get(key)).is_some_and(uses_tunnel);
+        let stays = |key: &ElementKey| new.and_then(|set| set.elements.get(key)).is_some_and(uses_tunnel);
         let leaving: Vec<_> = old
             .elements
             .extract_if(.., |key, data| uses_tunnel(data) && !stays(key))
