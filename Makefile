@@ -139,8 +139,10 @@ images: setup lab-program ## The project's images, as OCI archives in target/ima
 	$(lab) images build
 
 .PHONY: bench
-bench: setup ## The benchmark: prints a table, writes target/bench/results.json
-	@cargo bench -p egressnat-e2e
+bench: setup ## The benchmark: a table, target/bench/results.json and figures.svg; BENCH_QUICK=1: rough, in 2 minutes
+	@echo "building the release programs"
+	cargo build --release -p egressnat-operator -p egressnat-agent
+	cargo bench -p egressnat-e2e --bench figures
 
 .PHONY: crds
 crds: ## Write the chart's CRDs from their Rust types
