@@ -128,7 +128,12 @@ fn changes(desired: &Ruleset, observed: &ObservedTable, mut steps: Vec<NftStep>)
 
 fn chain_changes(name: &str, desired: &Chain, observed: Option<&ObservedChain>, steps: &mut Vec<NftStep>) {
     let tags = observed.map(|o| o.tags.as_slice()).unwrap_or_default();
-    if desired.rules.iter().map(Rule::tag).eq(tags.iter().cloned()) {
+    if desired
+        .rules
+        .iter()
+        .map(Rule::tag)
+        .eq(tags.iter().map(String::as_str))
+    {
         return;
     }
     if !tags.is_empty() {

@@ -1,13 +1,14 @@
 //! nft rules as values: the few matches and statements that the datapath is made of.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use egressnat_crds::plan::Family;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// A link whose index is known. Rules compare the index, which costs less than the name for each packet.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Link {
     /// The link's name, for people.
     pub name: String,
@@ -16,7 +17,7 @@ pub struct Link {
 }
 
 /// One rule: its statements in order. The first match that fails ends it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule(pub Vec<Statement>);
 
 /// A match or an action.
@@ -24,7 +25,7 @@ pub struct Rule(pub Vec<Statement>);
 /// A match of addresses ([`Key::Saddr`], [`Key::Daddr`], [`Statement::SaddrIn`], the SNAT statements) is a
 /// match of the address's family as well: in an `inet` chain the lowering puts `meta nfproto` before it,
 /// as `nft` does without showing it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Statement {
     /// `iif "NAME"`: came in by this link.
     Iif(Link),
@@ -89,7 +90,7 @@ pub enum Statement {
 }
 
 /// A comparison under a mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Masked {
     /// The bits compared.
     pub mask: u32,
@@ -100,7 +101,7 @@ pub struct Masked {
 }
 
 /// How two values are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cmp {
     /// `==`
     Eq,
@@ -109,7 +110,7 @@ pub enum Cmp {
 }
 
 /// Direction of a packet within its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// From the side that opened the connection.
     Original,
@@ -118,7 +119,7 @@ pub enum Direction {
 }
 
 /// What is looked up in a set or map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// Source address of this family; the family's match is included.
     Saddr(Family),
@@ -133,7 +134,7 @@ pub enum Key {
 }
 
 /// Where a packet goes from here.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     /// Done with this hook's chain; later chains still see the packet.
     Accept,
@@ -149,14 +150,27 @@ pub enum Verdict {
 
 impl Rule {
     /// What stands in the rule's comment in the kernel: a fresh process knows by it which rule this is,
-    /// without reading expressions back. 64-bit FNV-1a of the rule with the indexes of its links.
+    /// without reading expressions back. 64-bit FNV-1a of the rule with the indexes of its links. Another
+    /// build may give other tags: its first transaction then writes the rules anew.
     pub fn tag(&self) -> String {
-        let hash = format!("{self:?}")
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            });
-        format!("{hash:016x}")
+        let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+        self.hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+}
+
+/// 64-bit FNV-1a (RFC 9923), the same in every process, which the standard library's hasher is not.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
     }
 }
 
