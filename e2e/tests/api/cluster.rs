@@ -1,6 +1,6 @@
 //! An API server with the chart installed, and clients of it.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{fs, path::PathBuf, sync::OnceLock, time::Duration};
 
 use egressnat_e2e::{api_server::ApiServer, command, wait};
 use k8s_openapi::api::{
@@ -12,7 +12,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::support::*;
 
@@ -106,6 +106,20 @@ impl Cluster {
 
     /// A client with a token such as the agent on this node has; the Node is made if need be.
     pub async fn agent_of(&self, node: &str) -> Client {
+        self.client_with(self.agent_token(node).await).await
+    }
+
+    /// A kubeconfig with a token such as the agent on this node has.
+    pub async fn agent_kubeconfig(&self, node: &str) -> PathBuf {
+        let own = self.server.kubeconfig();
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&own).unwrap()).unwrap();
+        config["users"][0]["user"]["token"] = json!(self.agent_token(node).await);
+        let path = own.with_file_name(format!("agent-{node}"));
+        fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    async fn agent_token(&self, node: &str) -> String {
         let nodes: Api<Node> = Api::all(self.admin().await);
         let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
         let apply = PatchParams::apply("agent-of");
@@ -116,6 +130,6 @@ impl Cluster {
             name: Some(node.into()),
             uid: made.metadata.uid,
         };
-        self.client_with(self.token(AGENT, Some(bound_to)).await).await
+        self.token(AGENT, Some(bound_to)).await
     }
 }

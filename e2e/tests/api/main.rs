@@ -7,10 +7,12 @@
 )]
 
 mod admission;
+mod agent;
 mod agent_identity;
 mod chart;
 mod cluster;
 mod kinds;
+mod node;
 mod operator;
 mod rights;
 mod support;

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use egressnat_crds::{AGENT_MANAGER, EgressNATPolicy, EgressPlan, OPERATOR_MANAGER};
-use egressnat_operator::{leader::LeaseConfig, run};
+use egressnat_operator::{election::LeaseConfig, run};
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Namespace, Node, Pod, ServiceAccount},
