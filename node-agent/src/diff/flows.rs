@@ -10,6 +10,7 @@ use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{EgressPlanSpec, Profile};
 
 use super::nft::{NftStep, ObservedTable};
+use super::side_by_side;
 use crate::compile::never_captured;
 use crate::model::{Data, ElementKey, Rule, Ruleset, Verdict};
 use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT};
@@ -115,21 +116,13 @@ impl Change<'_> {
         let (old_cluster, new_cluster) = self.elements(&format!("cluster{family}"));
         let cluster_differs = old_cluster != new_cluster;
         let profiles = self.changed_profiles();
-        let stays = |key: &ElementKey, data: &Data| match data {
-            Data::Mark(profile) => {
-                !cluster_differs && !profiles.contains(profile) && old.get(key) == Some(data)
+        let changed_profile = |data: &Data| matches!(data, Data::Mark(profile) if profiles.contains(profile));
+        for (key, was, is) in side_by_side(old, new) {
+            let differs = was != is || cluster_differs || is.is_some_and(changed_profile);
+            if let (true, ElementKey::Addr(address)) = (differs, key) {
+                concerned.insert(*address);
             }
-            _ => false,
-        };
-        let came_or_differs = new
-            .iter()
-            .filter(|(key, data)| !stays(key, data))
-            .map(|(key, _)| key);
-        let went = old.keys().filter(|key| !new.contains_key(key));
-        concerned.extend(came_or_differs.chain(went).filter_map(|key| match key {
-            ElementKey::Addr(address) => Some(*address),
-            _ => None,
-        }));
+        }
     }
 
     /// Maps are named by their content, so that a profile's rules differ when its verdicts do.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::side_by_side;
 use crate::model::{BaseChain, Chain, Data, DataType, ElementKey, KeyType, Rule, Ruleset, Set};
 use crate::owned;
 
@@ -151,20 +152,11 @@ fn chain_changes(name: &str, desired: &Chain, observed: Option<&ObservedChain>, 
 fn element_changes(name: &str, desired: &Set, observed: Option<&Set>, steps: &mut Vec<NftStep>) {
     let nothing = BTreeMap::new();
     let there = observed.map_or(&nothing, |o| &o.elements);
-    let not_in =
-        |other: &BTreeMap<ElementKey, Data>, (key, data): &(&ElementKey, &Data)| other.get(key) != Some(data);
-    let owned = |(key, data): (&ElementKey, &Data)| (*key, data.clone());
-    let gone: Vec<_> = there
-        .iter()
-        .filter(|e| not_in(&desired.elements, e))
-        .map(owned)
-        .collect();
-    let new: Vec<_> = desired
-        .elements
-        .iter()
-        .filter(|e| not_in(there, e))
-        .map(owned)
-        .collect();
+    let (mut gone, mut new) = (Vec::new(), Vec::new());
+    for (key, was, is) in side_by_side(there, &desired.elements).filter(|(_, was, is)| was != is) {
+        gone.extend(was.map(|data| (*key, data.clone())));
+        new.extend(is.map(|data| (*key, data.clone())));
+    }
     if !gone.is_empty() {
         steps.push(NftStep::DeleteElements(name.into(), desired.into(), gone));
     }
