@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::table::*;
 use super::{CompileError, Context, FAMILIES, digit};
 use crate::model::KeyType;
+use crate::model::rule::digest;
 use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Statement};
 use crate::owned::{self, Drop, RoutingMark};
 
@@ -257,23 +258,13 @@ fn destination_rule(table: &mut Ruleset, profile: &Profile, family: Family) -> O
     if elements.is_empty() {
         return None;
     }
-    let name = format!("to{}_{}", digit(family), content_hash(&elements));
+    let name = format!("to{}_{}", digit(family), digest(&elements));
     table.intervals(name.clone(), address_type(family).0, DataType::Verdict, elements);
     Some(rule([Statement::Vmap(Key::Daddr(family), name)]))
 }
 
 fn is_everything(range: &Interval) -> bool {
     interval::previous(range.first()).is_none() && interval::next(range.last()).is_none()
-}
-
-fn content_hash(elements: &BTreeMap<ElementKey, Data>) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for (key, data) in elements {
-        for byte in format!("{key}:{data};").bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-    format!("{hash:016x}")
 }
 
 /// The same addresses as disjoint intervals that do not touch, in order.

@@ -153,13 +153,18 @@ impl Rule {
     /// without reading expressions back. 64-bit FNV-1a of the rule with the indexes of its links. Another
     /// build may give other tags: its first transaction then writes the rules anew.
     pub fn tag(&self) -> String {
-        let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-        self.hash(&mut hasher);
-        format!("{:016x}", hasher.finish())
+        digest(self)
     }
 }
 
-/// 64-bit FNV-1a (RFC 9923), the same in every process, which the standard library's hasher is not.
+/// 64-bit FNV-1a (RFC 9923) in hexadecimal, the same in every process of a build, which the standard library's
+/// hasher is not.
+pub(crate) fn digest(value: &impl Hash) -> String {
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    value.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 struct Fnv(u64);
 
 impl Hasher for Fnv {

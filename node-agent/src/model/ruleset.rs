@@ -63,7 +63,7 @@ pub enum DataType {
 }
 
 /// Key of an element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ElementKey {
     /// One address.
     Addr(IpAddr),
@@ -76,7 +76,7 @@ pub enum ElementKey {
 }
 
 /// What an element maps to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Data {
     /// Nothing: an element of a set.
     None,
