@@ -236,7 +236,7 @@ async fn what_fails_is_counted_and_tried_again() {
         "{text}"
     );
     assert!(
-        text.contains("egressnat_operator_errors_total{category=\"plan_write\"} 3"),
+        text.contains("egressnat_operator_errors_total{category=\"PlanWrite\"} 3"),
         "{text}"
     );
 }
