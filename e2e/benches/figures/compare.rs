@@ -31,6 +31,13 @@ pub fn records(variants: &[Variant<'_>], samples: &Samples) -> Vec<Record> {
                 None => record,
             });
         }
+        for scale in [SMALL, LARGE].map(Some) {
+            let both = values(Kind::Tunnel, scale, metric).zip(values(Kind::UntrackedTunnel, None, metric));
+            let Some((own, other)) = both else { continue };
+            let name = format!("tunnel_{}_to_untracked", metric.name());
+            let record = labelled(Record::new(name, metric.unit(), own), scale);
+            records.push(against(record, Kind::UntrackedTunnel.name(), own, other));
+        }
         for kind in [Kind::Unselected, Kind::Local, Kind::Tunnel] {
             let both = values(kind, Some(LARGE), metric).zip(values(kind, Some(SMALL), metric));
             let Some((large, small)) = both else { continue };

@@ -57,11 +57,7 @@ fn main() -> Result<()> {
         Ok("" | "0") | Err(_) => FULL,
         Ok(_) => QUICK,
     };
-    let mut records = if env::var("AGENT").is_ok() {
-        Vec::new()
-    } else {
-        datapath(&effort)?
-    };
+    let mut records = datapath(&effort)?;
     eprintln!("bench: the agent, about {} s", effort.agent.idle.as_secs() + 20);
     records.extend(agent::records(effort.agent)?);
     let machine = machine(cores)?;
@@ -84,7 +80,7 @@ fn machine(cores: usize) -> Result<String> {
 }
 
 fn datapath(effort: &Effort) -> Result<Vec<results::Record>> {
-    eprintln!("bench: making five worlds of three nodes");
+    eprintln!("bench: making six worlds of three nodes");
     let worlds = variant::Worlds::new()?;
     let variants = worlds.variants();
     variants.iter().try_for_each(variant::Variant::check)?;

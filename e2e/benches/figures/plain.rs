@@ -1,9 +1,9 @@
 //! The tunnel that a person makes by hand for one pod: VXLAN, a rule, SNAT. What ours is compared with.
 //!
-//! As lean as it can be: the same MTU and no UDP checksum, the outer UDP is not tracked by conntrack (by
-//! default it would be), the nodes' only other rule is the CNI's masquerade, which here excludes the tunnel
-//! by the rule's own interface, nothing is filtered, no SYN is clamped (path MTU discovery does it), and
-//! replies go back by the tunnel.
+//! As lean as it can be: the same MTU and no UDP checksum, the nodes' only other rule is the CNI's masquerade,
+//! which here excludes the tunnel by the rule's own interface, nothing is filtered, no SYN is clamped (path MTU
+//! discovery does it), and replies go back by the tunnel by a route of the main table. Conntrack sees the tunnel's
+//! own UDP as well, as it does wherever nobody thinks of it; [`untrack`] is the further step.
 
 use anyhow::Result;
 use egressnat_e2e::topology::{Node, PODS, SERVICES, Topology};
@@ -64,10 +64,17 @@ fn device(here: &End<'_>, there: &End<'_>) -> Result<()> {
         here.mac, here.node.address.v4, there.node.address.v4, here.overlay, there.overlay, there.mac
     ))?;
     netns.sysctl("net.ipv4.conf.plain0.rp_filter", "2")?;
-    netns.nft(
-        "table inet untracked {\n\
-         chain prerouting { type filter hook prerouting priority -300; iif eth0 udp dport 5770 notrack; }\n\
-         chain output { type filter hook output priority -300; udp dport 5770 notrack; }\n}",
-    )?;
+    Ok(())
+}
+
+/// Keeps conntrack off the tunnel's own UDP.
+pub fn untrack(topology: &Topology) -> Result<()> {
+    for node in [&topology.source, &topology.gateway] {
+        node.netns.nft(
+            "table inet untracked {\n\
+             chain prerouting { type filter hook prerouting priority -300; iif eth0 udp dport 5770 notrack; }\n\
+             chain output { type filter hook output priority -300; udp dport 5770 notrack; }\n}",
+        )?;
+    }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is compared: five nodes' worlds, and in each the pods whose packets are measured.
+//! What is compared: six worlds of three nodes, and in each the pods whose packets are measured.
 
 use std::net::IpAddr;
 
@@ -29,6 +29,8 @@ pub enum Kind {
     Tunnel,
     /// By the tunnel that [`plain::tunnel`] makes.
     PlainTunnel,
+    /// The same, and conntrack is kept off its UDP.
+    UntrackedTunnel,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Self::Local => "local",
             Self::Tunnel => "tunnel",
             Self::PlainTunnel => "plain_tunnel",
+            Self::UntrackedTunnel => "untracked_tunnel",
         }
     }
 
@@ -48,6 +51,7 @@ impl Kind {
     pub fn baseline(self) -> Option<Self> {
         match self {
             Self::Masquerade | Self::PlainTunnel => None,
+            Self::UntrackedTunnel => Some(Self::PlainTunnel),
             Self::Control | Self::Unselected | Self::Local => Some(Self::Masquerade),
             Self::Tunnel => Some(Self::PlainTunnel),
         }
@@ -75,6 +79,7 @@ pub struct Worlds {
     small: Topology,
     large: Topology,
     plain: Topology,
+    untracked: Topology,
 }
 
 impl Worlds {
@@ -92,10 +97,13 @@ impl Worlds {
             small: bare()?,
             large: bare()?,
             plain: bare()?,
+            untracked: bare()?,
         };
         program(&worlds.small, SMALL)?;
         program(&worlds.large, LARGE)?;
         plain::tunnel(&worlds.plain)?;
+        plain::tunnel(&worlds.untracked)?;
+        plain::untrack(&worlds.untracked)?;
         Ok(worlds)
     }
 
@@ -106,6 +114,7 @@ impl Worlds {
             bare(&self.masquerade, Kind::Masquerade),
             bare(&self.control, Kind::Control),
             bare(&self.plain, Kind::PlainTunnel),
+            bare(&self.untracked, Kind::UntrackedTunnel),
         ];
         for kind in [Kind::Unselected, Kind::Local, Kind::Tunnel] {
             variants.push(variant(&self.small, kind, Some(SMALL)));
@@ -142,7 +151,7 @@ fn variant(topology: &Topology, kind: Kind, scale: Option<Scale>) -> Variant<'_>
         Kind::Masquerade | Kind::Control => (&source.pods[0], source.address),
         Kind::Unselected => (&source.pods[1], source.address),
         Kind::Local => (&gateway.pods[0], gateway.egress),
-        Kind::Tunnel | Kind::PlainTunnel => (&source.pods[0], gateway.egress),
+        Kind::Tunnel | Kind::PlainTunnel | Kind::UntrackedTunnel => (&source.pods[0], gateway.egress),
     };
     Variant {
         kind,

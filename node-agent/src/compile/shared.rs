@@ -146,46 +146,28 @@ impl Context<'_> {
     /// The tunnel's UDP is for peers only, and conntrack need not know of it.
     fn tunnel_port(&self, table: &mut Ruleset, tunnel: &Tunnel) {
         let port = Statement::UdpDport(tunnel.port);
-        let peers =
-            |family, key: fn(_) -> Key| Statement::In(key(family), format!("underlay{}", digit(family)));
-        for family in FAMILIES {
-            let of_family = self
-                .plan
-                .peers
-                .iter()
-                .map(|p| p.underlay)
-                .filter(|a| family == (*a).into());
-            let elements = of_family.map(|a| (ElementKey::Addr(a), Data::None));
-            table.hash(
-                format!("underlay{}", digit(family)),
-                address_type(family).0,
-                DataType::None,
-                elements,
-            );
-        }
-        let underlay = iif(&tunnel.underlay);
-        let from = FAMILIES.map(|f| {
-            rule([
-                underlay.clone(),
-                port.clone(),
-                peers(f, Key::Saddr),
-                Statement::Notrack,
-            ])
-        });
-        table.base(
-            "raw_prerouting",
-            ChainKind::Filter,
-            Hook::Prerouting,
-            RAW,
-            from.into(),
-        );
-        let to = FAMILIES.map(|f| rule([port.clone(), peers(f, Key::Daddr), Statement::Notrack]));
-        table.base("raw_output", ChainKind::Filter, Hook::Output, RAW, to.into());
+        // A device sends to one family only, its own address's: the other would cost each packet a rule.
+        let family = tunnel.local.into();
+        let peers = |key| Statement::In(key, "underlay".into());
+        let of_family = self.plan.peers.iter().map(|p| p.underlay);
+        let elements = of_family
+            .filter(|a| family == (*a).into())
+            .map(|a| (ElementKey::Addr(a), Data::None));
+        table.hash("underlay", address_type(family).0, DataType::None, elements);
+        let from = rule([
+            iif(&tunnel.underlay),
+            port.clone(),
+            peers(Key::Saddr(family)),
+            Statement::Notrack,
+        ]);
+        let hook = Hook::Prerouting;
+        table.base("raw_prerouting", ChainKind::Filter, hook, RAW, vec![from]);
+        let to = rule([port.clone(), peers(Key::Daddr(family)), Statement::Notrack]);
+        table.base("raw_output", ChainKind::Filter, Hook::Output, RAW, vec![to]);
         let input = vec![rule([port, goto("tunnel_input")])];
         table.base("input", ChainKind::Filter, Hook::Input, INPUT, input);
-        let mut tunnel_input: Vec<Rule> = FAMILIES.map(|f| rule([peers(f, Key::Saddr), accept()])).into();
-        tunnel_input.push(drop_rule(Drop::NotPeer));
-        table.chain("tunnel_input", tunnel_input);
+        let peer = rule([peers(Key::Saddr(family)), accept()]);
+        table.chain("tunnel_input", vec![peer, drop_rule(Drop::NotPeer)]);
     }
 
     /// Replaces the routing mark.
