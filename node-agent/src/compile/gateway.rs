@@ -62,6 +62,7 @@ impl Context<'_> {
             let is_reply = Statement::CtDirection(Direction::Reply);
             let mut rules = vec![rule([is_reply, goto("tunnel_reply")])];
             rules.extend(source_rules(table, &name, peer));
+            rules.push(drop_if([Statement::CtUnplaced], Drop::Unplaced));
             rules.push(drop_rule(Drop::Spoofed));
             table.chain(name, rules);
         }
@@ -89,14 +90,14 @@ impl Context<'_> {
             table.chain(
                 format!("in_{id}"),
                 vec![
-                    rule([ct_mark(Cmp::Eq, owned::ct_mark(id)), goto("leave")]),
+                    rule([ct_mark(Cmp::Eq, owned::ct_mark(id)), self.leave_mark(), accept()]),
+                    drop_if([Statement::CtUnplaced], Drop::Unplaced),
                     // Another policy's translation is bound to this connection: it would leave with that address.
                     drop_if([has_id()], Drop::Stale),
-                    rule([save_id(id), goto("leave")]),
+                    rule([save_id(id), self.leave_mark(), accept()]),
                 ],
             );
         }
-        table.chain("leave", vec![rule([self.leave_mark(), accept()])]);
     }
 }
 

@@ -3,8 +3,8 @@
 //! The chains, in the order in which a packet meets them (`ARCHITECTURE.md` has its whole journey):
 //!
 //! ```text
-//! raw_prerouting, raw_output   the tunnel's own UDP is not tracked
-//! input -> tunnel_input        the tunnel's port is for peers only
+//! raw_prerouting -> tunnel_port  the tunnel's port is for peers only, and its UDP is not tracked
+//! raw_output                   nor is what is sent by it
 //! prerouting -> from_tunnel    out of the tunnel: peer, inner source and id are checked
 //!            -> decided        a connection with an id: to its gateway, or back by the tunnel
 //!            -> selected       a selected pod's new connection: profile, destination, id

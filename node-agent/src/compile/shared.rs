@@ -13,7 +13,6 @@ use super::{CompileError, Context, FAMILIES, digit};
 /// judged by what it leads to. NAT: before every CNI's masquerade, none of which is known below 90.
 const RAW: i32 = -300;
 const FILTER: i32 = -90;
-const INPUT: i32 = -10;
 const NAT: i32 = 50;
 
 /// Length of IP and TCP headers, by which the MSS is below the MTU (RFC 9293, section 3.7.1).
@@ -51,13 +50,6 @@ impl Context<'_> {
         }
         table.base("prerouting", ChainKind::Filter, Hook::Prerouting, FILTER, rules);
 
-        let reply = if self.serves_peers() {
-            goto("reply")
-        } else {
-            accept()
-        };
-        let to_original = rule([Statement::CtDirection(Direction::Reply), reply]);
-        table.chain("decided", vec![to_original, rule([goto("route")])]);
         let mut route: Vec<Rule> = FAMILIES
             .iter()
             .map(|f| {
@@ -68,6 +60,14 @@ impl Context<'_> {
             })
             .collect();
         route.push(drop_rule(Drop::NoGateway));
+        let reply = if self.serves_peers() {
+            goto("reply")
+        } else {
+            accept()
+        };
+        let mut decided = vec![rule([Statement::CtDirection(Direction::Reply), reply])];
+        decided.extend(route.iter().cloned());
+        table.chain("decided", decided);
         table.chain("route", route);
         table.chain(
             "local",
@@ -77,42 +77,38 @@ impl Context<'_> {
 
     /// On the way out: into the tunnel with the id as mark, or by this node if the routing mark says so.
     fn forward(&self, table: &mut Ruleset) {
-        table.base(
-            "forward",
-            ChainKind::Filter,
-            Hook::Forward,
-            FILTER,
-            vec![rule([has_id(), goto("captured")])],
-        );
+        let guard = rule([has_id(), goto("captured")]);
+        table.base("forward", ChainKind::Filter, Hook::Forward, FILTER, vec![guard]);
         let mut captured = Vec::new();
+        let mut out = Vec::new();
         if let Some((tunnel, link)) = &self.tunnel {
             captured.push(rule([oif(link), goto("to_tunnel")]));
-            captured.extend(clamp(tunnel).map(|c| rule([iif(link), c])));
-            let mut to_tunnel: Vec<Rule> = clamp(tunnel).map(|c| rule([c])).into();
+            out.push(rule([Statement::TcpSyn, iif(link), jump("clamp")]));
             let no_id = Statement::SetMetaMark { keep: 0, bits: 0 };
-            to_tunnel.push(rule([Statement::CtDirection(Direction::Reply), no_id, accept()]));
-            // The routing mark must be gone before the device looks up the outer route, or the packet loops.
-            to_tunnel.push(rule([id_to_wire(), accept()]));
+            let to_tunnel = vec![
+                rule([Statement::TcpSyn, jump("clamp")]),
+                rule([Statement::CtDirection(Direction::Reply), no_id, accept()]),
+                // The routing mark must be gone before the device looks up the outer route, or the packet loops.
+                rule([id_to_wire(), accept()]),
+            ];
             table.chain("to_tunnel", to_tunnel);
+            table.chain("clamp", clamp(tunnel));
         }
+        let by_this_node = Statement::MetaMark(Masked {
+            mask: self.numbers.mark_mask,
+            cmp: Cmp::Eq,
+            value: self.numbers.mark(RoutingMark::Local),
+        });
+        captured.push(rule([by_this_node, goto("out")]));
+        captured.push(rule([Statement::CtDirection(Direction::Reply), goto("out")]));
+        captured.push(drop_rule(Drop::WrongDoor));
+        table.chain("captured", captured);
         let unmark = Statement::SetMetaMark {
             keep: !self.numbers.mark_mask,
             bits: 0,
         };
-        let local = self.numbers.mark(RoutingMark::Local);
-        let elsewhere = Statement::MetaMark(Masked {
-            mask: self.numbers.mark_mask,
-            cmp: Cmp::Ne,
-            value: local,
-        });
-        captured.push(rule([
-            Statement::CtDirection(Direction::Reply),
-            unmark.clone(),
-            accept(),
-        ]));
-        captured.push(drop_if([elsewhere], Drop::WrongDoor));
-        captured.push(rule([unmark, accept()]));
-        table.chain("captured", captured);
+        out.push(rule([unmark, accept()]));
+        table.chain("out", out);
     }
 
     /// NAT: a binding of ours comes first, so that no later masquerade applies.
@@ -154,20 +150,19 @@ impl Context<'_> {
             .filter(|a| family == (*a).into())
             .map(|a| (ElementKey::Addr(a), Data::None));
         table.hash("underlay", address_type(family).0, DataType::None, elements);
-        let from = rule([
+        let in_raw = vec![rule([port.clone(), goto("tunnel_port")])];
+        table.base("raw_prerouting", ChainKind::Filter, Hook::Prerouting, RAW, in_raw);
+        let peer = rule([
             iif(&tunnel.underlay),
-            port.clone(),
             peers(Key::Saddr(family)),
             Statement::Notrack,
+            accept(),
         ]);
-        let hook = Hook::Prerouting;
-        table.base("raw_prerouting", ChainKind::Filter, hook, RAW, vec![from]);
-        let to = rule([port.clone(), peers(Key::Daddr(family)), Statement::Notrack]);
+        // The device takes what comes to any of the node's addresses; what only passes by is not ours.
+        let stranger = drop_if([Statement::FibDaddrLocal], Drop::NotPeer);
+        table.chain("tunnel_port", vec![peer, stranger]);
+        let to = rule([port, peers(Key::Daddr(family)), Statement::Notrack]);
         table.base("raw_output", ChainKind::Filter, Hook::Output, RAW, vec![to]);
-        let input = vec![rule([port, goto("tunnel_input")])];
-        table.base("input", ChainKind::Filter, Hook::Input, INPUT, input);
-        let peer = rule([peers(Key::Saddr(family)), accept()]);
-        table.chain("tunnel_input", vec![peer, drop_rule(Drop::NotPeer)]);
     }
 
     /// Replaces the routing mark.
@@ -198,7 +193,6 @@ fn out_of_tunnel(table: &mut Ruleset) {
     table.chain(
         "from_tunnel",
         vec![
-            drop_if([Statement::CtUnplaced], Drop::Unplaced),
             rule([Statement::Vmap(Key::EtherSaddr, "peers".into())]),
             drop_rule(Drop::NotPeer),
         ],
@@ -211,9 +205,15 @@ fn out_of_tunnel(table: &mut Ruleset) {
     table.chain("tunnel_reply", vec![stray, rule([unmark, accept()])]);
 }
 
-/// MSS to the tunnel's MTU, for each family. Both directions pass: clamping one alone leaves the other
-/// hanging where ICMP is blocked.
-fn clamp(tunnel: &Tunnel) -> [Statement; 2] {
+/// A SYN's MSS to the tunnel's MTU. Both directions pass: clamping one alone leaves the other hanging where ICMP
+/// is blocked.
+fn clamp(tunnel: &Tunnel) -> Vec<Rule> {
     let size = |headers| u16::try_from(tunnel.mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
-    [0, 1].map(|i| Statement::ClampMss(FAMILIES[i], size(HEADERS[i])))
+    let rules = [0, 1].map(|i| {
+        rule([
+            Statement::NfProto(FAMILIES[i]),
+            Statement::ClampMss(size(HEADERS[i])),
+        ])
+    });
+    rules.into()
 }

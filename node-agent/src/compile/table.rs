@@ -77,6 +77,10 @@ pub(super) fn goto(chain: impl Into<String>) -> Statement {
     Statement::Verdict(Verdict::Goto(chain.into()))
 }
 
+pub(super) fn jump(chain: impl Into<String>) -> Statement {
+    Statement::Verdict(Verdict::Jump(chain.into()))
+}
+
 /// An element's verdict.
 pub(super) fn goto_data(chain: impl Into<String>) -> Data {
     Data::Verdict(Verdict::Goto(chain.into()))

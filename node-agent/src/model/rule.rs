@@ -74,9 +74,10 @@ pub enum Statement {
         /// How far they are shifted down.
         shift: u32,
     },
-    /// `tcp flags syn / syn,rst tcp option maxseg size set N`. The kernel only ever lowers the size. The
-    /// family's match is included: the size differs by the length of the IP header.
-    ClampMss(Family, u16),
+    /// `tcp flags syn / syn,rst`, the protocol's match included.
+    TcpSyn,
+    /// `tcp option maxseg size set N`. The kernel only ever lowers the size.
+    ClampMss(u16),
     /// `snat ip to ip saddr`: a binding that keeps the source, and keeps later NAT chains off.
     SnatToSaddr(Family),
     /// `snat ip to KEY map @MAP`; the next rule where the map says nothing.
@@ -224,11 +225,8 @@ impl fmt::Display for Statement {
             Self::MetaMarkFromCtMark { mask, shift } => {
                 write!(f, "meta mark set (ct mark & {mask:#010x}) >> {shift}")
             }
-            Self::ClampMss(family, size) => write!(
-                f,
-                "{} tcp flags syn / syn,rst tcp option maxseg size set {size}",
-                Self::NfProto(*family)
-            ),
+            Self::TcpSyn => write!(f, "tcp flags syn / syn,rst"),
+            Self::ClampMss(size) => write!(f, "tcp option maxseg size set {size}"),
             Self::SnatToSaddr(family) => write!(f, "snat {0} to {0} saddr", header(*family)),
             Self::SnatMap(family, key, map) => write!(f, "snat {} to {key} map @{map}", header(*family)),
             Self::Notrack => write!(f, "notrack"),

@@ -357,7 +357,14 @@ fn the_segment_size_is_clamped() {
             lo.up();
             let mut nft = Nft::open().unwrap();
             nft.apply(&surroundings(&lo)).unwrap();
-            let clamp = |family| add_rule("output", [Statement::ClampMss(family, 1390)]);
+            let clamp = |family| {
+                let statements = [
+                    Statement::NfProto(family),
+                    Statement::TcpSyn,
+                    Statement::ClampMss(1390),
+                ];
+                add_rule("output", statements)
+            };
             nft.apply(&[clamp(lo.other())]).unwrap();
             assert!(segment() > 10_000, "the other family's clamp is not ours");
             nft.apply(&[clamp(lo.family)]).unwrap();

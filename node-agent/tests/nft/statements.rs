@@ -177,15 +177,11 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
             },
             "meta mark set (ct mark & 0x3fff0000) >> 16",
         ),
+        ("forward", Statement::TcpSyn, "tcp flags syn / syn,rst"),
         (
             "forward",
-            Statement::ClampMss(IPv4, 1390),
-            "meta nfproto ipv4 tcp flags syn / syn,rst tcp option maxseg size set 1390",
-        ),
-        (
-            "forward",
-            Statement::ClampMss(IPv6, 1370),
-            "meta nfproto ipv6 tcp flags syn / syn,rst tcp option maxseg size set 1370",
+            Statement::ClampMss(1390),
+            "tcp option maxseg size set 1390",
         ),
         ("postrouting", Statement::SnatToSaddr(IPv4), "snat ip to ip saddr"),
         (
@@ -271,18 +267,19 @@ fn no_statement_is_missing() {
         Statement::SetCtMark { .. } => 13,
         Statement::SetMetaMark { .. } => 14,
         Statement::MetaMarkFromCtMark { .. } => 15,
-        Statement::ClampMss(..) => 16,
-        Statement::SnatToSaddr(_) => 17,
-        Statement::SnatMap(..) => 18,
-        Statement::Notrack => 19,
-        Statement::Counter(_) => 20,
-        Statement::Verdict(_) => 21,
+        Statement::TcpSyn => 16,
+        Statement::ClampMss(_) => 17,
+        Statement::SnatToSaddr(_) => 18,
+        Statement::SnatMap(..) => 19,
+        Statement::Notrack => 20,
+        Statement::Counter(_) => 21,
+        Statement::Verdict(_) => 22,
     };
     let shown: BTreeSet<i32> = cases()
         .iter()
         .map(|(_, statement, _)| number(statement))
         .collect();
-    assert_eq!(shown, (0..=21).collect());
+    assert_eq!(shown, (0..=22).collect());
 }
 
 /// The families of a rule are matched once, before the first address.

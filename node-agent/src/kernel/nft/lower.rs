@@ -86,7 +86,11 @@ impl Lowering<'_> {
                 self.exprs.push(Expr::SetMeta(libc::NFT_META_MARK, R1));
             }
             Statement::MetaMarkFromCtMark { mask, shift } => self.meta_mark_from_ct_mark(*mask, *shift)?,
-            Statement::ClampMss(family, size) => self.clamp_mss(*family, *size),
+            Statement::TcpSyn => self.tcp_syn(),
+            Statement::ClampMss(size) => {
+                self.exprs.push(Expr::Immediate(Value::new(size.to_be_bytes())));
+                self.exprs.push(Expr::WriteMss);
+            }
             Statement::SnatToSaddr(family) => {
                 self.key(&Key::Saddr(*family));
                 self.exprs.push(Expr::Snat(*family));
@@ -287,16 +291,13 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn clamp_mss(&mut self, family: Family, size: u16) {
+    fn tcp_syn(&mut self) {
         const FLAGS: u32 = 13;
-        self.family(family);
         self.l4proto(libc::IPPROTO_TCP);
         self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, FLAGS, 1);
         let (mask, xor) = (Value::new([TCP_SYN | TCP_RST]), Value::new([0]));
         self.exprs.push(Expr::Bitwise { mask, xor });
         self.equals(Value::new([TCP_SYN]));
-        self.exprs.push(Expr::Immediate(Value::new(size.to_be_bytes())));
-        self.exprs.push(Expr::WriteMss);
     }
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<(), &'static str> {
