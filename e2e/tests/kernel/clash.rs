@@ -113,6 +113,12 @@ fn a_process_on_our_port() {
     let Topology { source, gateway, .. } = &lab.topology;
     let policies = policy(&lab.topology);
     ok(lab.gateway.sync(Some(&lab.plan(gateway, &policies))));
+    // A node that is idle has been looked at already, while the port was free.
+    let idle = EgressPlanSpec {
+        underlay: Some(source.address.v4.into()),
+        ..EgressPlanSpec::default()
+    };
+    ok(lab.source.sync(Some(&idle)));
     let socket = ok(ok(source
         .netns
         .run(|| std::net::UdpSocket::bind(("0.0.0.0", TUNNEL_PORT)))));

@@ -67,6 +67,8 @@ struct Known {
     network: Observed,
     table: Option<ObservedTable>,
     ownership: Ownership,
+    /// For which families others' doings were looked at. `None`: nothing was to be programmed.
+    checked: Option<Vec<Family>>,
     warnings: Vec<Clash>,
 }
 
@@ -126,7 +128,8 @@ impl Datapath {
 
     async fn step(&mut self, plan: &EgressPlanSpec) -> Result<Report, AgentError> {
         let mut report = Report::default();
-        let known = match self.known.take() {
+        let known = self.known.take().filter(|known| known.checked == to_check(plan));
+        let known = match known {
             Some(known) => known,
             None => self.read(plan).await?,
         };
@@ -150,9 +153,10 @@ impl Datapath {
         let mut network = self.rtnl.observe().await?;
         self.interfaces = interfaces(&network);
         let mut warnings = Vec::new();
-        if !is_empty(plan) {
+        let checked = to_check(plan);
+        if let Some(families) = &checked {
             let readings = Readings::read(&mut self.rtnl).await?;
-            let clashes = clash::check(&network, &readings, &self.numbers, &families(plan));
+            let clashes = clash::check(&network, &readings, &self.numbers, families);
             let (blocking, rest): (Vec<_>, Vec<_>) = clashes.into_iter().partition(Clash::blocks);
             if !blocking.is_empty() {
                 return Err(AgentError::Clash(blocking));
@@ -171,6 +175,7 @@ impl Datapath {
             network,
             table: self.nft.observe()?,
             ownership,
+            checked,
             warnings,
         })
     }
@@ -348,12 +353,11 @@ fn filters(sources: &BTreeSet<IpAddr>) -> Vec<Filter> {
     }
 }
 
-fn is_empty(plan: &EgressPlanSpec) -> bool {
-    plan.policies.is_empty() && plan.peers.is_empty()
-}
-
-/// The families that the plan's pods and addresses are of.
-fn families(plan: &EgressPlanSpec) -> Vec<Family> {
+/// The families that the plan's pods and addresses are of; `None` for a plan that programs nothing.
+fn to_check(plan: &EgressPlanSpec) -> Option<Vec<Family>> {
+    if plan.policies.is_empty() && plan.peers.is_empty() {
+        return None;
+    }
     let pods = plan.pods.iter().flat_map(|pod| &pod.ips);
     let addresses = plan
         .policies
@@ -361,5 +365,5 @@ fn families(plan: &EgressPlanSpec) -> Vec<Family> {
         .filter_map(|p| p.gateway.as_ref())
         .flat_map(|g| &g.addresses);
     let families: BTreeSet<Family> = pods.chain(addresses).map(|a| (*a).into()).collect();
-    families.into_iter().collect()
+    Some(families.into_iter().collect())
 }

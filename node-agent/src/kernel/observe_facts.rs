@@ -110,7 +110,7 @@ fn addresses_of(observed: &Observed, link: &NodeLink) -> Vec<IpAddr> {
     let mut held: Vec<_> = observed
         .addresses
         .iter()
-        .filter(|a| a.index == link.index && nameable(a) && !pods_gateway(link, a))
+        .filter(|a| a.index == link.index && nameable(a) && !pods_gateway(observed, link, a))
         .collect();
     // Within a rank, IPv4 addresses keep the kernel's order, in which it prefers the first; that of IPv6
     // addresses means nothing.
@@ -131,8 +131,12 @@ fn nameable(address: &NodeAddress) -> bool {
 }
 
 /// Some CNIs give the node's end of every pod's veth the same host address, the pod's gateway. An
-/// interface of the node that is a veth itself, as in kind, has its network's prefix.
-fn pods_gateway(link: &NodeLink, address: &NodeAddress) -> bool {
+/// interface of the node that is a veth itself, as in kind, has a default route or its network's prefix.
+fn pods_gateway(observed: &Observed, link: &NodeLink, address: &NodeAddress) -> bool {
     let host_prefix = if address.address.is_ipv4() { 32 } else { 128 };
-    link.kind == "veth" && link.leads_elsewhere && address.prefix == host_prefix
+    let uplink = || {
+        let mut routes = observed.default_routes.iter();
+        routes.any(|route| route.links.contains(&link.index))
+    };
+    link.kind == "veth" && link.leads_elsewhere && address.prefix == host_prefix && !uplink()
 }

@@ -89,9 +89,13 @@ fn interfaces_have_the_addresses_that_a_policy_may_name() {
             "link add eth9 type veth peer name far9",
             "address add 172.18.0.2/16 dev eth9",
             "link set eth9 up",
+            "link add eth8 type veth peer name far8",
+            "address add 198.51.100.8/32 dev eth8",
+            "link set eth8 up",
+            "route add default dev eth8",
         ];
         commands.iter().for_each(|command| drop(ip(command)));
-        for far in ["far1", "far9"] {
+        for far in ["far1", "far8", "far9"] {
             ip(&format!("link set {far} netns {}", elsewhere.thread));
         }
         let mut rtnl = rtnl();
@@ -104,6 +108,7 @@ fn interfaces_have_the_addresses_that_a_policy_may_name() {
             text.collect::<Vec<_>>(),
             [
                 "br0 [10.244.0.1] []",
+                "eth8 [198.51.100.8] [IPv4]",
                 "eth9 [172.18.0.2] []",
                 "lo [198.51.100.7] []",
                 "up0 [192.0.2.1, 203.0.113.9, 192.0.2.7, 2001:db8::1, 2001:db8:0:1::5, 2001:db8::7] []",
