@@ -176,7 +176,11 @@ pub fn ok<T, E: std::error::Error + Debug>(result: Result<T, E>) -> T {
     }
 }
 
-/// Whether a packet on the wire was sent by this node in the tunnel, for this policy.
-pub fn is_tunnelled(packet: &Packet, node: &Node, id: u16) -> bool {
-    packet.interface == node.name && packet.tunnelled.as_ref().is_some_and(|inner| inner.id == id)
+/// Whether a packet on the wire was sent by this node in the tunnel, for this policy, with this inside.
+pub fn is_tunnelled(packet: &Packet, node: &Node, id: u16, inner: impl Fn(&Packet) -> bool) -> bool {
+    let tunnelled = packet
+        .tunnelled
+        .as_ref()
+        .filter(|_| packet.interface == node.name);
+    tunnelled.is_some_and(|t| t.id == id && inner(&t.packet))
 }

@@ -33,13 +33,15 @@ fn a_selected_pod_on_another_node_leaves_with_the_egress_address_through_the_tun
         let mut tap = ok(lab.topology.tap());
         ok(ask_udp(&pod.netns, SERVER.of(family)));
         // There with the policy's id and the pod's address, out with the egress address, back without an id.
-        let there = ok(tap.wait_for("the tunnel's packet", |packet| is_tunnelled(packet, source, 7)));
-        assert_eq!(there.tunnelled.map(|inner| inner.packet.source), Some(own));
+        ok(tap.wait_for("the tunnel's packet", |packet| {
+            is_tunnelled(packet, source, 7, |inner| inner.source == own)
+        }));
         ok(tap.wait_for("the translated packet", |packet| {
             packet.interface == "gateway" && packet.source == egress
         }));
-        let back = ok(tap.wait_for("the tunnel's reply", |packet| is_tunnelled(packet, gateway, 0)));
-        assert_eq!(back.tunnelled.map(|inner| inner.packet.destination), Some(own));
+        ok(tap.wait_for("the tunnel's reply", |packet| {
+            is_tunnelled(packet, gateway, 0, |inner| inner.destination == own)
+        }));
         // Nothing but the tunnel has the pod's address.
         assert_eq!(
             ok(tap.count(|packet| packet.source == own || packet.destination == own)),
@@ -162,7 +164,9 @@ fn a_tunnel_over_ipv6_carries_both_families() {
     let Topology { source, gateway, .. } = &lab.topology;
     let mut tap = ok(lab.topology.tap());
     lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
-    let tunnelled = ok(tap.wait_for("the tunnel's packet", |packet| is_tunnelled(packet, source, 7)));
+    let tunnelled = ok(tap.wait_for("the tunnel's packet", |packet| {
+        is_tunnelled(packet, source, 7, |_| true)
+    }));
     assert_eq!(tunnelled.source, source.address.of(Family::V6));
 }
 
