@@ -31,12 +31,15 @@ pub fn records(variants: &[Variant<'_>], samples: &Samples) -> Vec<Record> {
                 None => record,
             });
         }
-        for scale in [SMALL, LARGE].map(Some) {
-            let both = values(Kind::Tunnel, scale, metric).zip(values(Kind::UntrackedTunnel, None, metric));
+        for Variant { kind, scale, .. } in variants {
+            let Some(second) = kind.second_baseline() else {
+                continue;
+            };
+            let both = values(*kind, *scale, metric).zip(values(second, None, metric));
             let Some((own, other)) = both else { continue };
-            let name = format!("tunnel_{}_to_untracked", metric.name());
-            let record = labelled(Record::new(name, metric.unit(), own), scale);
-            records.push(against(record, Kind::UntrackedTunnel.name(), own, other));
+            let name = format!("{}_{}_to_{}", kind.name(), metric.name(), second.name());
+            let record = labelled(Record::new(name, metric.unit(), own), *scale);
+            records.push(against(record, second.name(), own, other));
         }
         for kind in [Kind::Unselected, Kind::Local, Kind::Tunnel] {
             let both = values(kind, Some(LARGE), metric).zip(values(kind, Some(SMALL), metric));

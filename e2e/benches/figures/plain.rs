@@ -1,4 +1,4 @@
-//! The tunnel that a person makes by hand for one pod: VXLAN, a rule, SNAT. What ours is compared with.
+//! What ours is compared with: the tunnel that a person makes by hand for one pod, of VXLAN, a rule, SNAT.
 //!
 //! As lean as it can be: the same MTU and no UDP checksum, the nodes' only other rule is the CNI's masquerade,
 //! which here excludes the tunnel by the rule's own interface, nothing is filtered, no SYN is clamped (path MTU
@@ -65,6 +65,13 @@ fn device(here: &End<'_>, there: &End<'_>) -> Result<()> {
     ))?;
     netns.sysctl("net.ipv4.conf.plain0.rp_filter", "2")?;
     Ok(())
+}
+
+/// A rule as ours, for a mark that no packet has.
+pub fn rule(node: &Node) -> Result<()> {
+    Ok(node
+        .netns
+        .ip("rule add fwmark 0x01000000/0x3f000000 lookup 100 priority 770")?)
 }
 
 /// Keeps conntrack off the tunnel's own UDP.

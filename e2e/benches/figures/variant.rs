@@ -1,4 +1,4 @@
-//! What is compared: six worlds of three nodes, and in each the pods whose packets are measured.
+//! What is compared: seven worlds of three nodes, and in each the pods whose packets are measured.
 
 use std::net::IpAddr;
 
@@ -21,6 +21,8 @@ pub enum Kind {
     Masquerade,
     /// The same once more, on another such node: what differs from the first is noise.
     Control,
+    /// The same beside one IP rule that matches nothing: what policy routing costs, whoever has need of it.
+    Ruled,
     /// Not selected, on a node with selected ones.
     Unselected,
     /// Selected, on the gateway.
@@ -39,6 +41,7 @@ impl Kind {
         match self {
             Self::Masquerade => "masquerade",
             Self::Control => "control",
+            Self::Ruled => "ruled",
             Self::Unselected => "unselected",
             Self::Local => "local",
             Self::Tunnel => "tunnel",
@@ -52,8 +55,17 @@ impl Kind {
         match self {
             Self::Masquerade | Self::PlainTunnel => None,
             Self::UntrackedTunnel => Some(Self::PlainTunnel),
-            Self::Control | Self::Unselected | Self::Local => Some(Self::Masquerade),
+            Self::Control | Self::Ruled | Self::Unselected | Self::Local => Some(Self::Masquerade),
             Self::Tunnel => Some(Self::PlainTunnel),
+        }
+    }
+
+    /// What else it is compared with.
+    pub fn second_baseline(self) -> Option<Self> {
+        match self {
+            Self::Unselected => Some(Self::Ruled),
+            Self::Tunnel => Some(Self::UntrackedTunnel),
+            _ => None,
         }
     }
 }
@@ -76,6 +88,7 @@ pub struct Variant<'a> {
 pub struct Worlds {
     masquerade: Topology,
     control: Topology,
+    ruled: Topology,
     small: Topology,
     large: Topology,
     plain: Topology,
@@ -94,6 +107,7 @@ impl Worlds {
         let worlds = Self {
             masquerade: bare()?,
             control: bare()?,
+            ruled: bare()?,
             small: bare()?,
             large: bare()?,
             plain: bare()?,
@@ -101,6 +115,7 @@ impl Worlds {
         };
         program(&worlds.small, SMALL)?;
         program(&worlds.large, LARGE)?;
+        plain::rule(&worlds.ruled.source)?;
         plain::tunnel(&worlds.plain)?;
         plain::tunnel(&worlds.untracked)?;
         plain::untrack(&worlds.untracked)?;
@@ -113,6 +128,7 @@ impl Worlds {
         let mut variants = vec![
             bare(&self.masquerade, Kind::Masquerade),
             bare(&self.control, Kind::Control),
+            bare(&self.ruled, Kind::Ruled),
             bare(&self.plain, Kind::PlainTunnel),
             bare(&self.untracked, Kind::UntrackedTunnel),
         ];
@@ -148,7 +164,7 @@ fn variant(topology: &Topology, kind: Kind, scale: Option<Scale>) -> Variant<'_>
         ..
     } = topology;
     let (pod, expected): (&Pod, _) = match kind {
-        Kind::Masquerade | Kind::Control => (&source.pods[0], source.address),
+        Kind::Masquerade | Kind::Control | Kind::Ruled => (&source.pods[0], source.address),
         Kind::Unselected => (&source.pods[1], source.address),
         Kind::Local => (&gateway.pods[0], gateway.egress),
         Kind::Tunnel | Kind::PlainTunnel | Kind::UntrackedTunnel => (&source.pods[0], gateway.egress),
