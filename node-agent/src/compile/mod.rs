@@ -20,7 +20,7 @@ mod shared;
 mod source;
 mod table;
 
-pub(crate) use source::never_captured;
+pub(crate) use source::{never_captured, pod_without_profile, pods};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ use std::net::IpAddr;
 use egressnat_crds::plan::{EgressPlanSpec, Family, Peer};
 
 use crate::facts::Facts;
-use crate::model::{Desired, Link, MacAddr, Tunnel};
+use crate::model::{Desired, Link, MacAddr, Net, Tunnel};
 use crate::owned::{self, Numbers, RoutingMark};
 
 /// Why a plan cannot be compiled on this node.
@@ -73,13 +73,7 @@ pub fn compile(
     facts: &Facts,
     numbers: &Numbers,
 ) -> Result<Desired, CompileError> {
-    let device = tunnel(plan, facts, numbers)?;
-    let link = match (&device, &facts.tunnel) {
-        (Some(_), Some(link)) => Some(link.clone()),
-        (Some(_), None) => return Err(CompileError::TunnelMissing),
-        (None, _) => None,
-    };
-    let context = Context::new(plan, node, facts, numbers, device, link)?;
+    let context = Context::new(plan, node, facts, numbers)?;
     let ruleset = (!plan.policies.is_empty() || !plan.peers.is_empty())
         .then(|| context.ruleset())
         .transpose()?;
@@ -88,6 +82,16 @@ pub fn compile(
         net: net::compile(&context),
         missing: context.missing(),
     })
+}
+
+/// The part of [`compile`] that is not in the table.
+pub fn network(
+    plan: &EgressPlanSpec,
+    node: &str,
+    facts: &Facts,
+    numbers: &Numbers,
+) -> Result<Net, CompileError> {
+    Ok(net::compile(&Context::new(plan, node, facts, numbers)?))
 }
 
 /// The tunnel device that `plan` needs: none where the node has no peers.
@@ -134,9 +138,13 @@ impl<'a> Context<'a> {
         node: &'a str,
         facts: &'a Facts,
         numbers: &'a Numbers,
-        tunnel: Option<Tunnel>,
-        link: Option<Link>,
     ) -> Result<Self, CompileError> {
+        let device = tunnel(plan, facts, numbers)?;
+        let link = match (&device, &facts.tunnel) {
+            (Some(_), Some(link)) => Some(link.clone()),
+            (Some(_), None) => return Err(CompileError::TunnelMissing),
+            (None, _) => None,
+        };
         let peers: BTreeMap<&str, &Peer> = plan.peers.iter().map(|p| (p.node.as_str(), p)).collect();
         if let Some(peer) = plan.peers.iter().find(|p| Some(p.underlay) == plan.underlay) {
             return Err(CompileError::PlanInvalid(format!(
@@ -159,7 +167,7 @@ impl<'a> Context<'a> {
             node,
             facts,
             numbers,
-            tunnel: tunnel.zip(link),
+            tunnel: device.zip(link),
             peers,
             gateways,
         })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::interval::{self, Interval};
-use egressnat_crds::plan::{EgressPlanSpec, Family, Profile, SourceRole};
+use egressnat_crds::plan::{EgressPlanSpec, Family, PlanPod, Profile, SourceRole};
 use egressnat_crds::policy::NoGateway;
 use ipnet::IpNet;
 
@@ -12,7 +12,7 @@ use super::table::*;
 use super::{CompileError, Context, FAMILIES, digit};
 use crate::model::KeyType;
 use crate::model::rule::digest;
-use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Statement};
+use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Set, Statement};
 use crate::owned::{self, Drop, RoutingMark};
 
 /// Never captured on any node: loopback, link-local, multicast, broadcast.
@@ -88,8 +88,7 @@ impl Context<'_> {
                 ));
             }
         }
-        let profiles: BTreeSet<u32> = self.plan.profiles.iter().map(|p| p.id).collect();
-        match self.plan.pods.iter().find(|p| !profiles.contains(&p.profile)) {
+        match pod_without_profile(self.plan) {
             Some(pod) => invalid(format!(
                 "pod {} has the unknown profile {}",
                 pod.name, pod.profile
@@ -99,18 +98,7 @@ impl Context<'_> {
     }
 
     fn pods(&self, table: &mut Ruleset) {
-        for family in FAMILIES {
-            let pods = self.plan.pods.iter().flat_map(|pod| {
-                let ips = pod.ips.iter().filter(move |ip| family == (**ip).into());
-                ips.map(|ip| (ElementKey::Addr(*ip), Data::Mark(pod.profile)))
-            });
-            table.hash(
-                format!("pods{}", digit(family)),
-                address_type(family).0,
-                DataType::Mark,
-                pods,
-            );
-        }
+        table.sets.extend(pods(self.plan));
     }
 
     /// A chain per profile with an interval map per family. Maps are named by their content: equal ones are
@@ -225,6 +213,27 @@ impl Context<'_> {
         unplaced.push(drop_rule(Drop::Unplaced));
         table.chain("unplaced", unplaced);
     }
+}
+
+/// The maps of the plan's pods: `address -> profile`, one of each family.
+pub(crate) fn pods(plan: &EgressPlanSpec) -> [(String, Set); 2] {
+    FAMILIES.map(|family| {
+        let of_family = plan.pods.iter().flat_map(|pod| {
+            let ips = pod.ips.iter().filter(move |ip| family == (**ip).into());
+            ips.map(|ip| (ElementKey::Addr(*ip), Data::Mark(pod.profile)))
+        });
+        let set = Set {
+            elements: of_family.collect(),
+            ..Set::new(address_type(family).0, DataType::Mark, false)
+        };
+        (format!("pods{}", digit(family)), set)
+    })
+}
+
+/// A pod whose profile the plan has not.
+pub(crate) fn pod_without_profile(plan: &EgressPlanSpec) -> Option<&PlanPod> {
+    let profiles: BTreeSet<u32> = plan.profiles.iter().map(|p| p.id).collect();
+    plan.pods.iter().find(|p| !profiles.contains(&p.profile))
 }
 
 /// What no policy captures: the plan's ranges and those of every node, merged, in order.

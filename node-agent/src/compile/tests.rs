@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use egressnat_crds::plan::{EgressPlanSpec, PlanPod};
+use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
@@ -214,4 +215,66 @@ fn more_gateways_than_marks_are_refused() {
         case.plan.policies.push(policy);
     }
     assert_eq!(compiled(&case).unwrap_err().category(), "TooManyGateways");
+}
+
+/// Pods of either family, or both, some with the same address, of the profiles that the case has.
+fn pods(profiles: u32) -> impl Strategy<Value = Vec<PlanPod>> {
+    let ips = proptest::collection::vec((any::<bool>(), 2..12u8), 0..3);
+    let pods = proptest::collection::vec((ips, 1..=profiles), 0..12);
+    pods.prop_map(|pods| {
+        let pod = |(number, (ips, profile)): (usize, (Vec<(bool, u8)>, u32))| PlanPod {
+            uid: number.to_string(),
+            name: format!("default/pod-{number}"),
+            ips: ips.iter().map(|(v6, host)| address(*v6, *host)).collect(),
+            profile,
+        };
+        pods.into_iter().enumerate().map(pod).collect()
+    })
+}
+
+fn address(v6: bool, host: u8) -> IpAddr {
+    let text = if v6 {
+        format!("fd00:10:244:1::{host:x}")
+    } else {
+        format!("10.244.1.{host}")
+    };
+    text.parse().unwrap()
+}
+
+proptest! {
+    #[test]
+    fn the_shortcut_for_pods_does_what_the_long_way_does(old in pods(2), new in pods(2)) {
+        let mut case = input("overlap");
+        case.plan.pods = old;
+        let before = case.plan.clone();
+        let mut table = ObservedTable::from(&compiled(&case).unwrap().ruleset.unwrap());
+        case.plan.pods = new;
+        let ruleset = compiled(&case).unwrap().ruleset.unwrap();
+        let concerned = diff::flows::concerned(Some(&ruleset), Some(&table));
+
+        prop_assert!(diff::pods::same_but_pods(&before, &case.plan));
+        let change = diff::pods::diff(&case.plan, &table).unwrap();
+        prop_assert_eq!(&change.steps, &diff::nft::diff(Some(&ruleset), Some(&table)));
+        prop_assert_eq!(change.sources.iter().copied().collect::<BTreeSet<_>>(), concerned.sources);
+        prop_assert!(concerned.ids.is_empty());
+        change.apply(&mut table);
+        prop_assert_eq!(table, ObservedTable::from(&ruleset));
+    }
+}
+
+#[test]
+fn there_is_no_shortcut_for_more_than_pods() {
+    let case = input("overlap");
+    let table = ObservedTable::from(&compiled(&case).unwrap().ruleset.unwrap());
+    let mut other = case.plan.clone();
+    other.policies.pop();
+    assert!(!diff::pods::same_but_pods(&case.plan, &other));
+    let mut other = case.plan.clone();
+    other.pods[0].profile = 99;
+    assert_eq!(
+        diff::pods::diff(&other, &table),
+        None,
+        "a profile that is not there"
+    );
+    assert_eq!(diff::pods::diff(&case.plan, &ObservedTable::default()), None);
 }

@@ -3,6 +3,7 @@
 pub mod flows;
 pub mod net;
 pub mod nft;
+pub mod pods;
 
 pub use net::{NetChanges, NetObject, NetStep};
 pub use nft::{NftStep, ObservedChain, ObservedTable, SetType};

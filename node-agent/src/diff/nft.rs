@@ -149,7 +149,7 @@ fn chain_changes(name: &str, desired: &Chain, observed: Option<&ObservedChain>, 
 }
 
 /// Removals come first: a key with another value is taken out and put in again, within the transaction.
-fn element_changes(name: &str, desired: &Set, observed: Option<&Set>, steps: &mut Vec<NftStep>) {
+pub(super) fn element_changes(name: &str, desired: &Set, observed: Option<&Set>, steps: &mut Vec<NftStep>) {
     let nothing = BTreeMap::new();
     let there = observed.map_or(&nothing, |o| &o.elements);
     let (mut gone, mut new) = (Vec::new(), Vec::new());

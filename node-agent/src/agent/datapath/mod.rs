@@ -1,11 +1,14 @@
 //! The kernel brought in step with a plan.
 
+mod pods;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::{Family, NodeInterface};
 
+use self::pods::Basis;
 use super::metrics::Counters;
 use crate::cli::Cli;
 use crate::compile;
@@ -70,6 +73,8 @@ struct Known {
     /// For which families others' doings were looked at. `None`: nothing was to be programmed.
     checked: Option<Vec<Family>>,
     warnings: Vec<Clash>,
+    /// What the table was compiled from, once that is known.
+    basis: Option<Basis>,
 }
 
 impl Datapath {
@@ -133,15 +138,18 @@ impl Datapath {
             Some(known) => known,
             None => self.read(plan).await?,
         };
-        let known = self.put_tunnel(plan, known, &mut report).await?;
+        let mut known = self.put_tunnel(plan, known, &mut report).await?;
         let facts = self.facts(plan, &known)?;
-        let desired = compile::compile(plan, &self.node, &facts, &self.numbers)?;
-        let known = self.write(plan, &desired, known, &mut report).await?;
-        if std::mem::take(&mut self.verify) {
-            self.verify(&desired).await?;
+        if self.verify || !self.pods_only(plan, &facts, &mut known, &mut report).await? {
+            let desired = compile::compile(plan, &self.node, &facts, &self.numbers)?;
+            known = self.write(plan, &desired, known, &mut report).await?;
+            if std::mem::take(&mut self.verify) {
+                self.verify(&desired).await?;
+            }
+            known.basis = Some(Basis::new(plan, facts, desired.missing));
         }
         report.changed = report.nft_steps + report.net_steps + report.flows > 0;
-        report.missing = desired.missing;
+        report.missing = known.missing();
         report.warnings = known.warnings.clone();
         self.known = Some(known);
         Ok(report)
@@ -177,6 +185,7 @@ impl Datapath {
             ownership,
             checked,
             warnings,
+            basis: None,
         })
     }
 
@@ -358,12 +367,14 @@ fn to_check(plan: &EgressPlanSpec) -> Option<Vec<Family>> {
     if plan.policies.is_empty() && plan.peers.is_empty() {
         return None;
     }
-    let pods = plan.pods.iter().flat_map(|pod| &pod.ips);
-    let addresses = plan
-        .policies
-        .iter()
-        .filter_map(|p| p.gateway.as_ref())
-        .flat_map(|g| &g.addresses);
-    let families: BTreeSet<Family> = pods.chain(addresses).map(|a| (*a).into()).collect();
-    Some(families.into_iter().collect())
+    let held = plan.policies.iter().filter_map(|p| p.gateway.as_ref());
+    let held = held.flat_map(|g| &g.addresses);
+    let addresses = held.chain(plan.pods.iter().flat_map(|pod| &pod.ips));
+    let families = [Family::IPv4, Family::IPv6];
+    Some(
+        families
+            .into_iter()
+            .filter(|f| addresses.clone().any(|a| *f == (*a).into()))
+            .collect(),
+    )
 }

@@ -1,0 +1,80 @@
+//! The shortcut: where only pods have come and gone, the rest is not compiled and compared again.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use egressnat_crds::EgressPlanSpec;
+
+use super::{Datapath, Known, Report};
+use crate::compile;
+use crate::diff::pods::{diff, same_but_pods};
+use crate::error::AgentError;
+use crate::facts::Facts;
+
+/// What the kernel's state was compiled from, and came out of it.
+pub(super) struct Basis {
+    /// Without its pods: those are in the table.
+    plan: EgressPlanSpec,
+    facts: Facts,
+    missing: BTreeSet<IpAddr>,
+}
+
+impl Basis {
+    pub(super) fn new(plan: &EgressPlanSpec, facts: Facts, missing: BTreeSet<IpAddr>) -> Self {
+        let EgressPlanSpec {
+            underlay,
+            cluster,
+            policies,
+            profiles,
+            pods: _,
+            peers,
+        } = plan;
+        let plan = EgressPlanSpec {
+            underlay: *underlay,
+            cluster: cluster.clone(),
+            policies: policies.clone(),
+            profiles: profiles.clone(),
+            pods: Vec::new(),
+            peers: peers.clone(),
+        };
+        Self { plan, facts, missing }
+    }
+}
+
+impl Known {
+    /// Egress addresses that this node should hold and does not.
+    pub(super) fn missing(&self) -> BTreeSet<IpAddr> {
+        self.basis.as_ref().map(|b| b.missing.clone()).unwrap_or_default()
+    }
+}
+
+impl Datapath {
+    /// Brings the pods in step, if nothing else has changed; otherwise changes nothing and says so.
+    pub(super) async fn pods_only(
+        &mut self,
+        plan: &EgressPlanSpec,
+        facts: &Facts,
+        known: &mut Known,
+        report: &mut Report,
+    ) -> Result<bool, AgentError> {
+        let (Some(basis), Some(table)) = (&known.basis, &mut known.table) else {
+            return Ok(false);
+        };
+        if basis.facts != *facts || !same_but_pods(&basis.plan, plan) {
+            return Ok(false);
+        }
+        // A pod may need a route of its own.
+        if compile::network(plan, &self.node, facts, &self.numbers)? != known.network.net {
+            return Ok(false);
+        }
+        let Some(change) = diff(plan, table) else {
+            return Ok(false);
+        };
+        self.unjudged.sources.extend(&change.sources);
+        self.nft.apply(&change.steps)?;
+        report.nft_steps += change.steps.len();
+        change.apply(table);
+        report.flows += self.forget(plan).await?;
+        Ok(true)
+    }
+}
