@@ -28,7 +28,7 @@ struct Effort {
 }
 
 const FULL: Effort = Effort {
-    rounds: 40,
+    rounds: 100,
     window: probe::Window {
         warm_up: Duration::from_millis(50),
         counted: Duration::from_millis(150),
@@ -41,7 +41,7 @@ const FULL: Effort = Effort {
 };
 
 const QUICK: Effort = Effort {
-    rounds: 5,
+    rounds: 8,
     window: FULL.window,
     agent: agent::Effort {
         pods: 11,

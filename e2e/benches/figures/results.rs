@@ -96,14 +96,14 @@ pub fn write(records: &[Record], path: &Path) -> Result<()> {
 /// Prints them all as a table.
 pub fn print(records: &[Record]) {
     println!(
-        "{:<34} {:>6} {:>8} {:>10} {:<7} {:>7} {:>7}  {:<24} target",
+        "{:<41} {:>6} {:>8} {:>10} {:<7} {:>7} {:>7}  {:<24} target",
         "figure", "pods", "policies", "median", "unit", "spread", "ratio", "to"
     );
     for record in records {
         let label = |key| record.labels.get(key).map_or("-", String::as_str);
         let ratio = record.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
         println!(
-            "{:<34} {:>6} {:>8} {:>10} {:<7} {:>6.1}% {:>7}  {:<24} {}",
+            "{:<41} {:>6} {:>8} {:>10} {:<7} {:>6.1}% {:>7}  {:<24} {}",
             record.name,
             label("pods"),
             label("policies"),

@@ -11,6 +11,7 @@ mod agent;
 mod agent_identity;
 mod chart;
 mod cluster;
+mod examples;
 mod kinds;
 mod node;
 mod operator;
