@@ -1,0 +1,114 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::Format;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  answered
+  1  something wrong was found
+  2  the question could not be answered: usage, no such object, no way to the cluster
+
+Reads only. Needs list on egressnatpolicies, egressplans, pods, nodes, namespaces and servicecidrs, and on
+endpointslices in namespace default.";
+
+/// What egressnat does with a pod's packets, and why
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kubectl-egressnat", bin_name = "kubectl egressnat", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// What to answer.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which cluster, as for kubectl.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClusterArgs {
+    /// The kubeconfig file, in place of KUBECONFIG and ~/.kube/config
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The pod's namespace; the context's when left out
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+}
+
+/// What to answer.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Which policy a pod's packets meet, why, and what the outside sees
+    #[command(after_help = "\
+Examples:
+  kubectl egressnat explain web-0                      every policy that selects the pod
+  kubectl egressnat explain web-0 -n shop --to 203.0.113.7:443
+  kubectl egressnat explain web-0 --to 10.96.0.10      not captured, because it is a Service address
+
+A pod that no policy captures is an answer too: exit code 0.")]
+    Explain {
+        /// The pod, as NAME or pod/NAME
+        pod: String,
+        /// One destination; no policy looks at the port
+        #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = destination)]
+        to: Option<IpAddr>,
+        /// How the answer is written
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Format,
+    },
+}
+
+/// An address, with or without a port.
+fn destination(text: &str) -> Result<IpAddr, String> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|t| t.strip_suffix(']'))
+        .unwrap_or(text);
+    let with_port = || text.parse::<SocketAddr>().map(|a| a.ip());
+    let address = bare.parse::<IpAddr>().or_else(|_| with_port());
+    address.map_err(|_| {
+        "write an address such as 203.0.113.7, 203.0.113.7:443, 2001:db8::7 or [2001:db8::7]:443; \
+         names are resolved by the pod, not here"
+            .into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_destination_is_an_address_with_or_without_a_port() {
+        for (text, address) in [
+            ("203.0.113.7", "203.0.113.7"),
+            ("203.0.113.7:443", "203.0.113.7"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("[2001:db8::7]", "2001:db8::7"),
+            ("[2001:db8::7]:443", "2001:db8::7"),
+        ] {
+            assert_eq!(destination(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "",
+            "example.org",
+            "203.0.113.0/24",
+            "203.0.113.7:",
+            "2001:db8::7/64",
+        ] {
+            assert!(destination(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Reading the cluster.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use egressnat_crds::{EgressNATPolicy, EgressPlan};
+use egressnat_operator::convert;
+use egressnat_operator::store::Change;
+use egressnat_operator::wire::WirePod;
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::ListParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::DeserializeGuard;
+use kube::{Api, Client, Config, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use crate::cli::ClusterArgs;
+use crate::error::Error;
+use crate::snapshot::{Snapshot, there};
+
+/// Objects of one answer: as many as kubectl asks for.
+const PAGE: u32 = 500;
+
+/// Labels of the EndpointSlices of the API server, in namespace `default`.
+const API_SERVER_SLICES: &str = "kubernetes.io/service-name=kubernetes";
+
+/// A way to the cluster, found as kubectl does it.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    /// The namespace asked for, or the context's.
+    pub namespace: String,
+}
+
+impl Cluster {
+    /// Reads the configuration. Asks nothing of the API server yet.
+    pub async fn connect(args: &ClusterArgs) -> Result<Self, Error> {
+        let options = KubeConfigOptions {
+            context: args.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let config = match &args.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(Error::Kubeconfig)?;
+                Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .map_err(Error::Kubeconfig)?
+            }
+            None if args.context.is_some() => Config::from_kubeconfig(&options)
+                .await
+                .map_err(Error::Kubeconfig)?,
+            None => Config::infer().await.map_err(Error::NoCluster)?,
+        };
+        let namespace = args
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).map_err(Error::Client)?;
+        Ok(Self { client, namespace })
+    }
+
+    /// Everything that the planner looks at.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let slices = Api::<EndpointSlice>::namespaced(self.client.clone(), "default");
+        let (policies, pods, nodes, namespaces, services, slices, plans) = tokio::try_join!(
+            list(
+                "EgressNATPolicies",
+                self.all::<DeserializeGuard<EgressNATPolicy>>(),
+                all()
+            ),
+            list("Pods", self.all::<WirePod>(), all()),
+            list("Nodes", self.all::<Node>(), all()),
+            list("Namespaces", self.all::<Namespace>(), all()),
+            list("ServiceCIDRs", self.all::<ServiceCIDR>(), all()),
+            list("EndpointSlices", slices, all().labels(API_SERVER_SLICES)),
+            list("EgressPlans", self.all::<DeserializeGuard<EgressPlan>>(), all()),
+        )?;
+        let specs = policies
+            .iter()
+            .filter_map(|p| Some((p.name_any(), p.0.as_ref().ok()?.spec.clone())))
+            .collect::<BTreeMap<_, _>>();
+        let changes = changes(policies, convert::policy, |k, v| Change::Policies(there(k, v)))
+            .chain(changes(pods, convert::pod, |k, v| Change::Pods(there(k, v))))
+            .chain(changes(nodes, convert::node, |k, v| Change::Nodes(there(k, v))))
+            .chain(changes(namespaces, convert::namespace, |k, v| {
+                Change::Namespaces(there(k, v))
+            }))
+            .chain(changes(services, convert::service_cidr, |k, v| {
+                Change::ServiceCidrs(there(k, v))
+            }))
+            .chain(changes(slices, convert::endpoints, |k, v| {
+                Change::ApiServers(there(k, v))
+            }))
+            .chain(changes(plans, convert::plan, |k, v| Change::Plans(there(k, v))));
+        Ok(Snapshot::new(changes, specs))
+    }
+
+    fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
+        Api::all(self.client.clone())
+    }
+}
+
+fn all() -> ListParams {
+    ListParams::default().limit(PAGE)
+}
+
+fn changes<K: Resource, V>(
+    objects: Vec<K>,
+    convert: fn(K) -> V,
+    change: fn(String, V) -> Change,
+) -> impl Iterator<Item = Change> {
+    objects.into_iter().map(move |object| {
+        let key = match object.namespace() {
+            Some(namespace) => format!("{namespace}/{}", object.name_any()),
+            None => object.name_any(),
+        };
+        change(key, convert(object))
+    })
+}
+
+/// All objects of a kind, page by page.
+async fn list<K>(kind: &'static str, api: Api<K>, mut params: ListParams) -> Result<Vec<K>, Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let mut objects = Vec::new();
+    loop {
+        let page = match api.list(&params).await {
+            // Before Kubernetes 1.33 there is no such kind; then the operator's command line says the ranges.
+            Err(kube::Error::Api(s)) if s.code == 404 && kind == "ServiceCIDRs" => return Ok(objects),
+            Err(kube::Error::Api(s)) if s.code == 404 => return Err(Error::NotInstalled(kind)),
+            Err(kube::Error::Api(s)) if s.code == 403 => {
+                let message = s.message.clone();
+                return Err(Error::Forbidden { kind, message });
+            }
+            Err(source) => return Err(Error::List { kind, source }),
+            Ok(page) => page,
+        };
+        objects.extend(page.items);
+        params.continue_token = page.metadata.continue_.filter(|t| !t.is_empty());
+        if params.continue_token.is_none() {
+            return Ok(objects);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Why a question could not be answered, and what to do about it.
+
+use std::path::PathBuf;
+
+use egressnat_operator::error::chain;
+
+/// Why a question could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No way to the API server is known.
+    #[error("failed to read the kubeconfig: {}; set KUBECONFIG or --kubeconfig, and --context", chain(.0))]
+    Kubeconfig(#[source] kube::config::KubeconfigError),
+    /// There is neither a kubeconfig nor a service account.
+    #[error("found no cluster: {}; set KUBECONFIG or --kubeconfig", chain(.0))]
+    NoCluster(#[source] kube::config::InferConfigError),
+    /// The kubeconfig's certificates or tokens cannot be used.
+    #[error("failed to use the kubeconfig: {}", chain(.0))]
+    Client(#[source] kube::Error),
+    /// The API server does not know our kinds.
+    #[error("the cluster has no {0}: install egressnat (its CRDs) first, or choose another --context")]
+    NotInstalled(&'static str),
+    /// The user may not read this kind.
+    #[error(
+        "you may not list {kind} ({message}); this needs list on egressnatpolicies, egressplans, pods, nodes, \
+         namespaces, servicecidrs, and on endpointslices in namespace default"
+    )]
+    Forbidden {
+        /// The kind.
+        kind: &'static str,
+        /// The API server's words.
+        message: String,
+    },
+    /// The API server cannot be reached, or refuses.
+    #[error("failed to list {kind}: {}; see that the cluster can be reached (kubectl get --raw /readyz)", chain(.source))]
+    List {
+        /// The kind.
+        kind: &'static str,
+        /// Why.
+        source: kube::Error,
+    },
+    /// There is no such pod.
+    #[error(
+        "there is no pod {name} in namespace {namespace}: set its name and -n NAMESPACE (kubectl get pods -A)"
+    )]
+    NoPod {
+        /// The namespace.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
+    /// A value could not be written in the format asked for.
+    #[error("failed to write the answer: {0}")]
+    Format(String),
+    /// A file could not be read.
+    #[error("failed to read {}: {source}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Standard output is gone.
+    #[error("failed to write to standard output: {0}")]
+    Stdout(#[from] std::io::Error),
+}

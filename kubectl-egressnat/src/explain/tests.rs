@@ -1,0 +1,113 @@
+//! Goldens: the questions below about the world of `testdata/explain/world.yaml`, and their answers beside
+//! it. `BLESS=1 cargo test -p kubectl-egressnat` writes the latter anew; read the difference.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use egressnat_operator::ranges;
+
+use super::*;
+use crate::testing;
+
+/// Name of the golden, pod, destination.
+const QUESTIONS: [(&str, &str, Option<&str>); 14] = [
+    ("wins-over-two", "web", None),
+    ("wins-over-two-to", "web", Some("198.51.100.7")),
+    ("excluded", "web", Some("198.51.100.200")),
+    ("not-a-destination", "web", Some("192.0.2.200")),
+    ("service", "web", Some("10.96.0.10")),
+    ("node", "web", Some("192.0.2.2")),
+    ("api-server", "web", Some("172.18.0.9")),
+    ("pod", "web", Some("10.244.2.6")),
+    ("cluster-range", "web", Some("172.30.1.1")),
+    ("other-family", "web", Some("2001:db8::1")),
+    ("host-network", "host", Some("198.51.100.7")),
+    ("no-policy", "none", Some("198.51.100.7")),
+    ("gateway-missing", "lonely", None),
+    ("gateway-missing-to", "lonely", Some("198.51.100.7")),
+];
+
+fn world() -> Snapshot {
+    testing::snapshot(include_str!("../../testdata/explain/world.yaml"))
+}
+
+fn ask(snapshot: &Snapshot, pod: &str, to: Option<&str>) -> Explanation {
+    explain(snapshot, &format!("apps/{pod}"), to.map(|t| t.parse().unwrap())).unwrap()
+}
+
+#[test]
+fn answers_are_those_written_down() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/explain");
+    let mut different = String::new();
+    for (name, pod, to) in QUESTIONS {
+        let text = ask(&world(), pod, to).to_string();
+        let golden = folder.join(name).with_extension("txt");
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&golden, &text).unwrap();
+        }
+        if fs::read_to_string(&golden).unwrap_or_default() != text {
+            writeln!(different, "{name}\n--- is now\n{text}").unwrap();
+        }
+    }
+    assert!(different.is_empty(), "{different}\nBLESS=1 writes them anew");
+}
+
+#[test]
+fn a_pod_that_is_not_there_has_no_explanation() {
+    assert_eq!(explain(&world(), "apps/gone", None), None);
+}
+
+#[test]
+fn what_a_policy_wins_and_loses_is_all_that_it_has() {
+    let explanation = ask(&world(), "web", None);
+    assert_eq!(explanation.policies.len(), 3);
+    for policy in &explanation.policies {
+        let lost = policy.lost.iter().flat_map(|l| &l.ranges);
+        let all = ranges::merge(policy.wins.iter().chain(lost).copied());
+        let own = &world().world.policies[&policy.name];
+        assert_eq!(all, own.in_force().unwrap().destinations, "{}", policy.name);
+    }
+}
+
+#[test]
+fn what_the_agents_have_not_programmed_is_said() {
+    let mut snapshot = world();
+    let state = |snapshot: &Snapshot, role: &str| {
+        let explanation = ask(snapshot, "web", None);
+        let nodes = explanation.policies[0].nodes.clone();
+        nodes.into_iter().find(|n| n.role == role).unwrap().progress
+    };
+    let behind = Progress::Behind {
+        generation: 7,
+        programmed: Some(6),
+    };
+    assert_eq!(state(&snapshot, "source"), behind);
+    let plans = &mut snapshot.world.plans;
+    plans.get_mut("worker").unwrap().status.observed_generation = Some(7);
+    assert_eq!(state(&snapshot, "source"), Progress::Programmed { generation: 7 });
+    assert!(
+        ask(&snapshot, "web", Some("198.51.100.7"))
+            .summary
+            .contains("sees 192.0.2.1,")
+    );
+
+    let plans = &mut snapshot.world.plans;
+    plans.get_mut("edge").unwrap().spec.policies.remove(0);
+    assert_eq!(state(&snapshot, "gateway"), Progress::NotWritten);
+    snapshot.world.plans.remove("edge");
+    assert_eq!(
+        ask(&snapshot, "web", None).policies[0].gateway,
+        None,
+        "nobody says who holds it"
+    );
+}
+
+#[test]
+fn an_address_that_the_gateway_does_not_find_is_dropped() {
+    let mut snapshot = world();
+    let plan = snapshot.world.plans.get_mut("edge").unwrap();
+    plan.status.missing_addresses = vec!["192.0.2.1".parse().unwrap()];
+    let summary = ask(&snapshot, "web", Some("198.51.100.7")).summary;
+    assert!(summary.contains("does not find 192.0.2.1"), "{summary}");
+}

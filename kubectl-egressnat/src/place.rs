@@ -1,0 +1,119 @@
+//! What an address is to the cluster, where that keeps every policy off it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use egressnat_crds::interval::Interval;
+use egressnat_operator::plan::cluster;
+use egressnat_operator::world::World;
+use ipnet::IpNet;
+
+use crate::words;
+
+/// Why no policy captures packets to an address, whatever its destinations say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An address of the API server.
+    ApiServer,
+    /// An address of this node.
+    Node(String),
+    /// In this Service range.
+    Service(IpNet),
+    /// The address of this pod, `namespace/name`.
+    Pod(String),
+    /// In this pod range, of this node.
+    PodRange(IpNet, String),
+    /// In this range, which the operator was told to be the cluster's.
+    ClusterRange(Interval),
+    /// Of a kind that never leaves by a gateway.
+    Never(&'static str),
+}
+
+/// What the address is, `None` for one that policies can capture.
+pub fn place(world: &World, address: IpAddr) -> Option<Place> {
+    if let Some(kind) = never(address) {
+        return Some(Place::Never(kind));
+    }
+    let cluster = cluster::ranges(world);
+    let range = cluster.iter().find(|r| r.contains(address))?;
+    let place = api_server(world, address)
+        .or_else(|| node(world, address))
+        .or_else(|| service(world, address))
+        .or_else(|| pod(world, address))
+        .or_else(|| pod_range(world, address));
+    Some(place.unwrap_or(Place::ClusterRange(*range)))
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApiServer => write!(f, "it is an address of the API server"),
+            Self::Node(node) => write!(f, "it is an address of node {node}"),
+            Self::Service(range) => write!(
+                f,
+                "it is a Service address (range {range}); where the Service leads out of the cluster, the \
+                 endpoint's address counts: ask for that"
+            ),
+            Self::Pod(pod) => write!(f, "it is the address of pod {pod}"),
+            Self::PodRange(range, node) => write!(f, "it is in the pod range {range} of node {node}"),
+            Self::ClusterRange(range) => {
+                write!(f, "it is in {}, a range of the cluster", words::range(range))
+            }
+            Self::Never(kind) => write!(f, "it is a {kind} address"),
+        }
+    }
+}
+
+/// The kinds of addresses that the agents except from every policy.
+fn never(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    };
+    match address {
+        _ if address.is_loopback() => Some("loopback"),
+        _ if address.is_multicast() => Some("multicast"),
+        _ if link_local => Some("link-local"),
+        IpAddr::V4(a) if a.is_broadcast() => Some("broadcast"),
+        _ => None,
+    }
+}
+
+fn api_server(world: &World, address: IpAddr) -> Option<Place> {
+    let known = world.api_servers.values().any(|a| a.contains(&address));
+    known.then_some(Place::ApiServer)
+}
+
+fn node(world: &World, address: IpAddr) -> Option<Place> {
+    let holds = |name: &str| {
+        world
+            .interfaces(name)
+            .iter()
+            .any(|i| i.addresses.contains(&address))
+    };
+    let mut nodes = world.nodes.iter();
+    let (name, _) = nodes.find(|(name, n)| {
+        n.addresses.contains(&address) || n.internal_ips.contains(&address) || holds(name)
+    })?;
+    Some(Place::Node(name.clone()))
+}
+
+fn service(world: &World, address: IpAddr) -> Option<Place> {
+    let mut ranges = world.service_cidrs.values().flatten();
+    ranges.find(|r| r.contains(&address)).copied().map(Place::Service)
+}
+
+fn pod(world: &World, address: IpAddr) -> Option<Place> {
+    let mut pods = world.pods.iter();
+    let (key, _) = pods.find(|(_, p)| p.eligible() && p.ips.contains(&address))?;
+    Some(Place::Pod(key.clone()))
+}
+
+fn pod_range(world: &World, address: IpAddr) -> Option<Place> {
+    let mut ranges = world
+        .nodes
+        .iter()
+        .flat_map(|(name, n)| n.pod_cidrs.iter().map(move |r| (r, name)));
+    let (range, node) = ranges.find(|(r, _)| r.contains(&address))?;
+    Some(Place::PodRange(*range, node.clone()))
+}
