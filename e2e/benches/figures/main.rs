@@ -5,6 +5,7 @@
 
 mod agent;
 mod compare;
+mod operator;
 mod plain;
 mod plan;
 mod plot;
@@ -25,6 +26,8 @@ struct Effort {
     rounds: usize,
     window: probe::Window,
     agent: agent::Effort,
+    /// Repetitions of the planner's work.
+    plans: usize,
 }
 
 const FULL: Effort = Effort {
@@ -38,6 +41,7 @@ const FULL: Effort = Effort {
         starts: 11,
         idle: Duration::from_secs(65),
     },
+    plans: 11,
 };
 
 const QUICK: Effort = Effort {
@@ -48,6 +52,7 @@ const QUICK: Effort = Effort {
         starts: 3,
         idle: Duration::from_secs(10),
     },
+    plans: 3,
 };
 
 fn main() -> Result<()> {
@@ -58,6 +63,7 @@ fn main() -> Result<()> {
         Ok(_) => QUICK,
     };
     let mut records = datapath(&effort)?;
+    records.extend(operator::records(effort.plans)?);
     eprintln!("bench: the agent, about {} s", effort.agent.idle.as_secs() + 20);
     records.extend(agent::records(effort.agent)?);
     let machine = machine(cores)?;

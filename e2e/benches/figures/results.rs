@@ -96,15 +96,16 @@ pub fn write(records: &[Record], path: &Path) -> Result<()> {
 /// Prints them all as a table.
 pub fn print(records: &[Record]) {
     println!(
-        "{:<41} {:>6} {:>8} {:>10} {:<7} {:>7} {:>7}  {:<24} target",
-        "figure", "pods", "policies", "median", "unit", "spread", "ratio", "to"
+        "{:<41} {:>6} {:>6} {:>8} {:>10} {:<7} {:>7} {:>7}  {:<24} target",
+        "figure", "nodes", "pods", "policies", "median", "unit", "spread", "ratio", "to"
     );
     for record in records {
         let label = |key| record.labels.get(key).map_or("-", String::as_str);
         let ratio = record.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.3}"));
         println!(
-            "{:<41} {:>6} {:>8} {:>10} {:<7} {:>6.1}% {:>7}  {:<24} {}",
+            "{:<41} {:>6} {:>6} {:>8} {:>10} {:<7} {:>6.1}% {:>7}  {:<24} {}",
             record.name,
+            label("nodes"),
             label("pods"),
             label("policies"),
             rounded(record.value),
