@@ -63,6 +63,23 @@ A pod that no policy captures is an answer too: exit code 0.")]
         #[arg(short, long, value_enum, default_value = "text")]
         output: Format,
     },
+    /// Every policy and every node concerned, at a glance
+    #[command(after_help = "\
+Examples:
+  kubectl egressnat status
+  kubectl egressnat status --watch
+  kubectl egressnat status -o json | jq -r '.policies[] | select(.health != \"Ready\") | .name'
+
+Health is Ready, Pending (not yet), Degraded (in part) or Failed. Exit code 1 when anything is Degraded or
+Failed. Colours are used on a terminal, unless NO_COLOR is set.")]
+    Status {
+        /// How the answer is written
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+        /// Show it again whenever it changes
+        #[arg(short, long)]
+        watch: bool,
+    },
 }
 
 /// An address, with or without a port.

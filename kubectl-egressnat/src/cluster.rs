@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use egressnat_operator::convert;
-use egressnat_operator::store::Change;
 use egressnat_operator::wire::WirePod;
+use egressnat_operator::world::World;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cli::ClusterArgs;
 use crate::error::Error;
-use crate::snapshot::{Snapshot, there};
+use crate::snapshot::Snapshot;
 
 /// Objects of one answer: as many as kubectl asks for.
 const PAGE: u32 = 500;
@@ -81,23 +81,38 @@ impl Cluster {
             .iter()
             .filter_map(|p| Some((p.name_any(), p.0.as_ref().ok()?.spec.clone())))
             .collect::<BTreeMap<_, _>>();
-        let changes = changes(policies, convert::policy, |k, v| Change::Policies(there(k, v)))
-            .chain(changes(pods, convert::pod, |k, v| Change::Pods(there(k, v))))
-            .chain(changes(nodes, convert::node, |k, v| Change::Nodes(there(k, v))))
-            .chain(changes(namespaces, convert::namespace, |k, v| {
-                Change::Namespaces(there(k, v))
-            }))
-            .chain(changes(services, convert::service_cidr, |k, v| {
-                Change::ServiceCidrs(there(k, v))
-            }))
-            .chain(changes(slices, convert::endpoints, |k, v| {
-                Change::ApiServers(there(k, v))
-            }))
-            .chain(changes(plans, convert::plan, |k, v| Change::Plans(there(k, v))));
-        Ok(Snapshot::new(changes, specs))
+        let world = World {
+            policies: named(policies, convert::policy).collect(),
+            pods: named(pods, convert::pod).collect(),
+            nodes: named(nodes, convert::node).collect(),
+            namespaces: named(namespaces, convert::namespace).collect(),
+            service_cidrs: named(services, convert::service_cidr).collect(),
+            api_servers: named(slices, convert::endpoints).collect(),
+            plans: named(plans, convert::plan).collect(),
+            ..World::default()
+        };
+        Ok(Snapshot::new(world, specs))
     }
 
-    fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
+    /// The policies and plans, and nothing else.
+    pub async fn policies_and_plans(&self) -> Result<World, Error> {
+        let (policies, plans) = tokio::try_join!(
+            list(
+                "EgressNATPolicies",
+                self.all::<DeserializeGuard<EgressNATPolicy>>(),
+                all()
+            ),
+            list("EgressPlans", self.all::<DeserializeGuard<EgressPlan>>(), all()),
+        )?;
+        Ok(World {
+            policies: named(policies, convert::policy).collect(),
+            plans: named(plans, convert::plan).collect(),
+            ..World::default()
+        })
+    }
+
+    /// All objects of a kind.
+    pub fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
         Api::all(self.client.clone())
     }
 }
@@ -106,17 +121,14 @@ fn all() -> ListParams {
     ListParams::default().limit(PAGE)
 }
 
-fn changes<K: Resource, V>(
-    objects: Vec<K>,
-    convert: fn(K) -> V,
-    change: fn(String, V) -> Change,
-) -> impl Iterator<Item = Change> {
+/// The values of the planner's world, by `name` or `namespace/name`.
+fn named<K: Resource, V>(objects: Vec<K>, convert: fn(K) -> V) -> impl Iterator<Item = (String, V)> {
     objects.into_iter().map(move |object| {
         let key = match object.namespace() {
             Some(namespace) => format!("{namespace}/{}", object.name_any()),
             None => object.name_any(),
         };
-        change(key, convert(object))
+        (key, convert(object))
     })
 }
 

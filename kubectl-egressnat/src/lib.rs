@@ -16,6 +16,8 @@ pub mod place;
 pub mod progress;
 pub mod run;
 pub mod snapshot;
+pub mod status;
 #[cfg(test)]
 mod testing;
+pub mod watch;
 pub mod words;

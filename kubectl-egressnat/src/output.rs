@@ -1,6 +1,5 @@
 //! How answers are written.
 
-use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
@@ -20,25 +19,46 @@ pub enum Format {
     Yaml,
 }
 
-/// Writes the answer to standard output.
-pub fn print<T: Serialize + Display>(answer: &T, format: Format) -> Result<(), Error> {
-    let text = match format {
-        Format::Text => answer.to_string(),
-        Format::Json => {
-            let json = serde_json::to_string_pretty(answer);
-            json.map_err(|e| Error::Format(e.to_string()))? + "\n"
-        }
-        Format::Yaml => serde_yaml_ng::to_string(answer).map_err(|e| Error::Format(e.to_string()))?,
-    };
-    write(&text)
+/// Writes the answer to standard output; `text` is what people read.
+pub fn print<T: Serialize>(format: Format, answer: &T, text: impl FnOnce() -> String) -> Result<(), Error> {
+    write(&formatted(format, answer, text)?)
 }
 
-/// Writes text to standard output. A reader that has seen enough (`| head`) is no error.
+/// Writes the answer that takes the place of the one before: over it on a terminal, after it elsewhere.
+pub fn print_again<T: Serialize>(
+    format: Format,
+    answer: &T,
+    text: impl FnOnce() -> String,
+) -> Result<(), Error> {
+    const CLEAR: &str = "\x1b[H\x1b[2J";
+    let answer = formatted(format, answer, text)?;
+    match format {
+        Format::Text if std::io::stdout().is_terminal() => write(&format!("{CLEAR}{answer}")),
+        Format::Text => write(&format!("{answer}\n")),
+        Format::Json => write(&answer),
+        Format::Yaml => write(&format!("---\n{answer}")),
+    }
+}
+
+/// Writes text to standard output.
 pub fn write(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn formatted<T: Serialize>(
+    format: Format,
+    answer: &T,
+    text: impl FnOnce() -> String,
+) -> Result<String, Error> {
+    match format {
+        Format::Text => Ok(text()),
+        Format::Json => {
+            let json = serde_json::to_string_pretty(answer);
+            json.map(|j| j + "\n").map_err(|e| Error::Format(e.to_string()))
+        }
+        Format::Yaml => serde_yaml_ng::to_string(answer).map_err(|e| Error::Format(e.to_string())),
     }
 }
 

@@ -6,7 +6,9 @@ use crate::cli::{Cli, Command};
 use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::explain::explain;
-use crate::output;
+use crate::output::{self, Format};
+use crate::status::Status;
+use crate::watch::watch;
 
 /// What an answer means for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,12 @@ pub enum Found {
     Fine,
     /// Something is.
     Wrong,
+}
+
+impl Found {
+    fn of_wrong(wrong: bool) -> Self {
+        if wrong { Self::Wrong } else { Self::Fine }
+    }
 }
 
 impl From<Found> for ExitCode {
@@ -37,8 +45,33 @@ pub async fn run(cli: Cli) -> Result<Found, Error> {
                 namespace: cluster.namespace.clone(),
                 name: name.to_owned(),
             })?;
-            output::print(&explanation, output)?;
+            output::print(output, &explanation, || explanation.to_string())?;
             Ok(Found::Fine)
         }
+        Command::Status { output, watch } => {
+            let cluster = Cluster::connect(&cli.cluster).await?;
+            status(&cluster, output, watch).await
+        }
     }
+}
+
+async fn status(cluster: &Cluster, format: Format, watching: bool) -> Result<Found, Error> {
+    let table = |status: &Status| status.table(output::colour());
+    // Asked for first even when watching: a watch would try for ever where there is no way or no right.
+    let status = Status::of(&cluster.policies_and_plans().await?);
+    if !watching {
+        output::print(format, &status, || table(&status))?;
+        return Ok(Found::of_wrong(status.is_wrong()));
+    }
+    let mut shown = None;
+    watch(cluster, |world| {
+        let status = Status::of(world);
+        if shown.as_ref() != Some(&status) {
+            output::print_again(format, &status, || table(&status))?;
+            shown = Some(status);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(Found::Fine)
 }

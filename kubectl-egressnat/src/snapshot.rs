@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use egressnat_crds::EgressNATPolicySpec;
 use egressnat_operator::plan::cluster;
 use egressnat_operator::ranges;
-use egressnat_operator::store::{Change, Delta};
 use egressnat_operator::world::World;
 
 use crate::words;
@@ -20,24 +19,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of all changes that make up a world, in any order.
-    pub fn new(
-        changes: impl IntoIterator<Item = Change>,
-        specs: BTreeMap<String, EgressNATPolicySpec>,
-    ) -> Self {
-        let mut store = egressnat_operator::store::Store::default();
-        for change in changes {
-            store.apply(change);
-        }
-        let mut world = store.world().clone();
+    /// Of what the API server shows.
+    pub fn new(mut world: World, specs: BTreeMap<String, EgressNATPolicySpec>) -> Self {
         read_back_ranges(&mut world);
         Self { world, specs }
     }
-}
-
-/// An object that is there.
-pub fn there<V>(key: String, value: V) -> Delta<V> {
-    Delta::Set(key, value)
 }
 
 /// Ranges that only the operator's command line names stand in the plans that it has written.

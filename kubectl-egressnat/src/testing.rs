@@ -4,29 +4,28 @@ use std::collections::BTreeMap;
 
 use egressnat_crds::EgressNATPolicy;
 use egressnat_operator::convert;
-use egressnat_operator::store::Change;
+use egressnat_operator::world::World;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::snapshot::{Snapshot, there};
+use crate::snapshot::Snapshot;
 
 /// A snapshot of the API server's objects, in YAML.
 pub fn snapshot(yaml: &str) -> Snapshot {
-    let mut specs = BTreeMap::new();
-    let mut changes = Vec::new();
+    let (mut world, mut specs) = (World::default(), BTreeMap::new());
     for document in serde_yaml_ng::Deserializer::from_str(yaml) {
         let object = Value::deserialize(document).unwrap();
         if object["kind"] == "EgressNATPolicy" {
             let policy: EgressNATPolicy = read(object.clone());
             specs.insert(policy.metadata.name.unwrap(), policy.spec);
         }
-        changes.push(change(object));
+        add(&mut world, object);
     }
-    Snapshot::new(changes, specs)
+    Snapshot::new(world, specs)
 }
 
-fn change(object: Value) -> Change {
+fn add(world: &mut World, object: Value) {
     let kind = object["kind"].as_str().unwrap().to_owned();
     let name = object["metadata"]["name"].as_str().unwrap().to_owned();
     let key = match object["metadata"]["namespace"].as_str() {
@@ -34,13 +33,17 @@ fn change(object: Value) -> Change {
         None => name,
     };
     match kind.as_str() {
-        "EgressNATPolicy" => Change::Policies(there(key, convert::policy(read(object)))),
-        "Pod" => Change::Pods(there(key, convert::pod(read(object)))),
-        "Node" => Change::Nodes(there(key, convert::node(read(object)))),
-        "Namespace" => Change::Namespaces(there(key, convert::namespace(read(object)))),
-        "ServiceCIDR" => Change::ServiceCidrs(there(key, convert::service_cidr(read(object)))),
-        "EndpointSlice" => Change::ApiServers(there(key, convert::endpoints(read(object)))),
-        "EgressPlan" => Change::Plans(there(key, convert::plan(read(object)))),
+        "EgressNATPolicy" => drop(world.policies.insert(key, convert::policy(read(object)))),
+        "Pod" => drop(world.pods.insert(key, convert::pod(read(object)))),
+        "Node" => drop(world.nodes.insert(key, convert::node(read(object)))),
+        "Namespace" => drop(world.namespaces.insert(key, convert::namespace(read(object)))),
+        "ServiceCIDR" => drop(
+            world
+                .service_cidrs
+                .insert(key, convert::service_cidr(read(object))),
+        ),
+        "EndpointSlice" => drop(world.api_servers.insert(key, convert::endpoints(read(object)))),
+        "EgressPlan" => drop(world.plans.insert(key, convert::plan(read(object)))),
         other => panic!("no kind {other} in a world"),
     }
 }
