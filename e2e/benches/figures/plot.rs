@@ -32,6 +32,8 @@ const STEP: usize = 17;
 const TITLE: usize = 26;
 /// Free on the right of the longest bar, for its value.
 const VALUES: usize = 75;
+/// Room between the last panel's values and the legend.
+const ASIDE: usize = 25;
 
 const STYLE: &str = "\
 svg{--paper:#fff;--ink:#1f2328;--faint:#656d76;--other:#9aa3ad;--ours:#2f6fde;--large:#84acf0}\
@@ -57,7 +59,7 @@ pub fn svg(records: &[Record], note: &str) -> String {
     }
     let place = panels.len();
     let (x, y) = (
-        MARGIN + place % COLUMNS * (width + MARGIN),
+        MARGIN + place % COLUMNS * (width + MARGIN) + ASIDE,
         MARGIN + place / COLUMNS * height,
     );
     body += &format!("<g transform=\"translate({x} {y})\">{}</g>\n", legend(note));
