@@ -80,6 +80,25 @@ Failed. Colours are used on a terminal, unless NO_COLOR is set.")]
         #[arg(short, long)]
         watch: bool,
     },
+    /// A node's plan and what it compiles to, or what new policies would change
+    #[command(after_help = "\
+Examples:
+  kubectl egressnat plan worker-1                      the EgressPlan, and its nft and ip syntax
+  kubectl egressnat plan --diff policy.yaml            on which nodes, for which pods
+  kubectl egressnat plan worker-1 --diff policy.yaml   on this node only
+
+--diff applies nothing. Exit code 1 when a policy of FILE would not work.")]
+    Plan {
+        /// The node
+        #[arg(required_unless_present = "diff")]
+        node: Option<String>,
+        /// What the policies of this file would change; - is standard input
+        #[arg(long, value_name = "FILE")]
+        diff: Vec<PathBuf>,
+        /// How the answer is written
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Format,
+    },
 }
 
 /// An address, with or without a port.

@@ -48,6 +48,28 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// There is no such node.
+    #[error("there is no node {0}: kubectl get nodes lists them")]
+    NoNode(String),
+    /// A manifest that is neither YAML nor JSON.
+    #[error("failed to read {place}: {source}")]
+    Yaml {
+        /// The file and the document's number.
+        place: String,
+        /// Why.
+        source: serde_yaml_ng::Error,
+    },
+    /// A policy that cannot be read.
+    #[error("failed to read the policy of {place}: {source}; kubectl egressnat lint says more")]
+    Policy {
+        /// The file and the document's number.
+        place: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A manifest without what was asked for.
+    #[error("there is no EgressNATPolicy in {0}")]
+    NoPolicy(String),
     /// A value could not be written in the format asked for.
     #[error("failed to write the answer: {0}")]
     Format(String),

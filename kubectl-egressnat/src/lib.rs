@@ -9,10 +9,12 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod documents;
 pub mod error;
 pub mod explain;
 pub mod output;
 pub mod place;
+pub mod plan;
 pub mod progress;
 pub mod run;
 pub mod snapshot;

@@ -1,14 +1,23 @@
 //! From the command line to the answer.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use egressnat_crds::EgressNATPolicy;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::cli::{Cli, Command};
 use crate::cluster::Cluster;
+use crate::documents::{self, Document};
 use crate::error::Error;
 use crate::explain::explain;
 use crate::output::{self, Format};
+use crate::plan::diff::diff;
+use crate::plan::node::node_plan;
+use crate::snapshot::Snapshot;
 use crate::status::Status;
 use crate::watch::watch;
+use crate::words;
 
 /// What an answer means for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +61,56 @@ pub async fn run(cli: Cli) -> Result<Found, Error> {
             let cluster = Cluster::connect(&cli.cluster).await?;
             status(&cluster, output, watch).await
         }
+        Command::Plan { node, diff, output } => {
+            // Read first: a file that is not there is no reason to ask the cluster.
+            let policies = policies(&diff)?;
+            let snapshot = Cluster::connect(&cli.cluster).await?.snapshot().await?;
+            match (policies, node) {
+                (Some(policies), node) => plan_diff(&snapshot, &policies, node.as_deref(), output),
+                (None, node) => plan(&snapshot, &node.unwrap_or_default(), output),
+            }
+        }
+    }
+}
+
+fn plan(snapshot: &Snapshot, node: &str, format: Format) -> Result<Found, Error> {
+    let plan = node_plan(snapshot, node).ok_or_else(|| Error::NoNode(node.to_owned()))?;
+    let text = plan.text()?;
+    output::print(format, &plan, || text)?;
+    Ok(Found::Fine)
+}
+
+fn plan_diff(
+    snapshot: &Snapshot,
+    policies: &[EgressNATPolicy],
+    only: Option<&str>,
+    format: Format,
+) -> Result<Found, Error> {
+    if let Some(node) = only.filter(|n| !snapshot.world.nodes.contains_key(*n)) {
+        return Err(Error::NoNode(node.to_owned()));
+    }
+    let mut diff = diff(&snapshot.world, policies, Timestamp::now());
+    diff.nodes.retain(|n| only.is_none_or(|only| n.name == only));
+    output::print(format, &diff, || diff.to_string())?;
+    Ok(Found::of_wrong(diff.is_wrong()))
+}
+
+/// The policies of the files, `None` for no files.
+fn policies(files: &[PathBuf]) -> Result<Option<Vec<EgressNATPolicy>>, Error> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let documents = documents::read(files)?.into_iter().filter(Document::is_policy);
+    let policies = documents.map(|document| {
+        let place = document.place;
+        serde_json::from_value(document.object).map_err(|source| Error::Policy { place, source })
+    });
+    let policies: Vec<EgressNATPolicy> = policies.collect::<Result<_, _>>()?;
+    match policies.is_empty() {
+        true => Err(Error::NoPolicy(words::join(
+            &files.iter().map(|f| f.display()).collect::<Vec<_>>(),
+        ))),
+        false => Ok(Some(policies)),
     }
 }
 
