@@ -18,7 +18,7 @@ use crate::selector::LabelSelector;
     shortname = "enp",
     category = "egressnat",
     status = "EgressNATPolicyStatus",
-    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateways[0].node"),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateways[*].node"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.matchedPods"),
     printcolumn(
@@ -54,8 +54,10 @@ use crate::selector::LabelSelector;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(has(self.egressSourceIP) ? 1 : 0) + (has(self.egressSourceIPs) ? 1 : 0) + (has(self.egressGateway) ? 1 : 0) == 1")
-        .message("set exactly one of egressSourceIP, egressSourceIPs and egressGateway"),
+    validation = Rule::new("(has(self.egressSourceIP) ? 1 : 0) + (has(self.egressSourceIPs) ? 1 : 0) + (has(self.egressGateway) ? 1 : 0) + (has(self.egressGateways) ? 1 : 0) == 1")
+        .message("set exactly one of egressSourceIP, egressSourceIPs, egressGateway and egressGateways"),
+    validation = Rule::new("!has(self.zoneAffinity) || self.zoneAffinity == 'None' || has(self.egressGateways)")
+        .message("zoneAffinity chooses among egressGateways: write the gateway as an entry of egressGateways, or leave zoneAffinity out"),
     validation = Rule::new("!has(self.destinationCIDRs) || !has(self.egressSourceIP) || !isIP(self.egressSourceIP) || self.destinationCIDRs.exists(c, isCIDR(c) && cidr(c).ip().family() == ip(self.egressSourceIP).family())")
         .message("no destinationCIDR is of the family of egressSourceIP: the address could never be used")
 )]
@@ -101,6 +103,15 @@ pub struct EgressNATPolicySpec {
     /// The gateway chosen by label instead of by its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_gateway: Option<EgressGateway>,
+    /// Several gateways, each chosen as `egressGateway`. A pod keeps one of those that are ready, and pods
+    /// spread evenly; a gateway that comes or goes moves only its own share of the pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    pub egress_gateways: Vec<EgressGateway>,
+    /// Whether a pod uses gateways of its own zone, by the label `topology.kubernetes.io/zone` of the pod's
+    /// node and of the gateway's. Only with `egressGateways`.
+    #[serde(default)]
+    pub zone_affinity: ZoneAffinity,
     /// What happens to the selected pods' packets while no gateway can take them.
     #[serde(default)]
     pub no_gateway: NoGateway,
@@ -157,6 +168,18 @@ pub struct EgressGateway {
     pub egress_ips: Vec<String>,
 }
 
+/// Whether a pod uses gateways of its own zone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum ZoneAffinity {
+    /// Zones do not matter.
+    #[default]
+    None,
+    /// Those of its zone while one of them is ready, otherwise any.
+    Prefer,
+    /// Only those of its zone. Without one, its packets meet `noGateway`.
+    Require,
+}
+
 /// What happens to the packets of selected pods that no gateway can take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum NoGateway {
@@ -176,10 +199,10 @@ pub struct EgressNATPolicyStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// The policy's number in connection marks and in the tunnel header, 1 to 0x3fff. It stays for the
-    /// policy's life.
+    /// policy's life. With `egressGateways` each gateway has its own instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u16>,
-    /// The gateway in force.
+    /// The gateway in force. With `egressGateways` there is an item for every entry, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayStatus>,
     /// The addresses in force of all gateways, joined by commas, as `kubectl get` shows them.
@@ -196,15 +219,30 @@ pub struct EgressNATPolicyStatus {
     pub nodes_programmed: u32,
 }
 
-/// A gateway in force.
+/// A gateway in force, or an entry of `egressGateways` that waits for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
-    /// The gateway's node.
+    /// The gateway's node. Empty while an entry of `egressGateways` has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
     /// The addresses that the outside sees, at most one of each family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// Its node is Ready.
+    #[serde(default)]
+    pub ready: bool,
+    /// How many pods use it, those still without an address included.
+    #[serde(default)]
+    pub pods: u32,
+    /// By what an entry of `egressGateways` is known again: it follows from what the entry says, wherever it
+    /// stands in the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The entry's number in connection marks and in the tunnel header, 1 to 0x3fff. It stays for the
+    /// entry's life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u16>,
 }
 
 fn default_priority() -> i32 {

@@ -43,6 +43,8 @@ pub enum Reason {
     InterfaceNotFound,
     /// GatewayReady: the agents of the nodes allowed have not yet said which interfaces there are.
     AgentNotReporting,
+    /// GatewayReady: another entry of the policy has the only gateway that an entry could have.
+    GatewayTaken,
     /// GatewayReady: the gateway has no internal address, to which other nodes could tunnel.
     NoUnderlay,
     /// Programmed: every node concerned reports it in place.
@@ -61,6 +63,10 @@ pub enum Reason {
     FamilyNotServed,
     /// Degraded: several Ready nodes claim the address.
     AddressConflict,
+    /// Degraded: some entries of the policy have no gateway that is ready; the pods use the others.
+    GatewayMissing,
+    /// Degraded: pods are in zones without a gateway, and zoneAffinity is Require.
+    ZoneNotServed,
     /// Degraded: nodes with selected pods have no internal address to tunnel from.
     SourceWithoutUnderlay,
 }
@@ -125,11 +131,16 @@ impl fmt::Display for Reason {
 
 /// The first few of `names`, and how many more there are: a message must stay short.
 pub fn some_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    some_of_with(", ", names)
+}
+
+/// As [`some_of`], with another separator.
+pub fn some_of_with<'a>(separator: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     const SHOWN: usize = 3;
     let names: Vec<&str> = names.into_iter().collect();
     match names.len().checked_sub(SHOWN) {
-        None | Some(0) => names.join(", "),
-        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        None | Some(0) => names.join(separator),
+        Some(more) => format!("{} and {more} more", names[..SHOWN].join(separator)),
     }
 }
 

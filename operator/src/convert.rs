@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::selector::Labels;
-use egressnat_crds::{EgressNATPolicy, EgressPlan};
+use egressnat_crds::{EgressNATPolicy, EgressNATPolicyStatus, EgressPlan};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Namespace, Node as RawNode};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -39,7 +39,7 @@ pub fn policy(raw: DeserializeGuard<EgressNATPolicy>) -> Policy {
         Err(error) => PolicySpec::Refused(error),
         Ok(spec) => match ValidPolicy::parse(&spec) {
             Ok(valid) => PolicySpec::Valid(valid),
-            Err(error) if status.id.is_some() => PolicySpec::Guarded {
+            Err(error) if was_in_force(&status) => PolicySpec::Guarded {
                 guard: ValidPolicy::guard(&spec),
                 error,
             },
@@ -136,6 +136,11 @@ pub fn plan(raw: DeserializeGuard<EgressPlan>) -> ExistingPlan {
             ..ExistingPlan::default()
         },
     }
+}
+
+/// Only a policy in force has ids.
+fn was_in_force(status: &EgressNATPolicyStatus) -> bool {
+    status.id.is_some() || status.gateways.iter().any(|g| g.id.is_some())
 }
 
 fn created(metadata: &ObjectMeta) -> Timestamp {

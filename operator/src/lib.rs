@@ -41,6 +41,7 @@
 //! | own namespace | coordination.k8s.io | leases | create, get, update | leader election |
 
 pub mod apply;
+pub mod choice;
 pub mod cli;
 pub mod condition;
 pub mod contradiction;
@@ -49,6 +50,7 @@ pub mod convert;
 pub mod election;
 pub mod error;
 pub mod events;
+pub mod hash;
 pub mod health;
 pub mod http;
 pub mod leader;

@@ -3,7 +3,7 @@
 //! Pure: the time is an argument, and enters only where a condition changes its status. A status that says
 //! the same as the one on the API server is equal to it, times included, and is not written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::policy::GatewayStatus;
@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::condition::{ConditionType, Reason, Verdict, some_of};
-use crate::plan::{Outcome, PolicyOutcome};
+use crate::plan::{GatewayOutcome, Outcome, PolicyOutcome};
 use crate::world::{ExistingPlan, Policy, World};
 
 /// How far a node is with its plan.
@@ -80,7 +80,7 @@ fn status(
         ConditionType::Degraded => degraded_verdict(outcome, &missing),
     };
     let condition = |of| condition(of, verdict(of), policy, now);
-    let gateways: Vec<_> = outcome.gateway.iter().map(gateway_status).collect();
+    let gateways: Vec<_> = outcome.gateways.iter().filter_map(gateway_status).collect();
     EgressNATPolicyStatus {
         conditions: ConditionType::ALL.into_iter().map(condition).collect(),
         id: outcome.id,
@@ -96,11 +96,18 @@ fn status(
     }
 }
 
-fn gateway_status(gateway: &crate::plan::gateway::Gateway) -> GatewayStatus {
-    GatewayStatus {
-        node: gateway.node.clone(),
-        addresses: gateway.addresses.iter().map(ToString::to_string).collect(),
-    }
+/// A gateway in force; of an entry of `egressGateways` also without one, since its id must not be forgotten.
+fn gateway_status(outcome: &GatewayOutcome) -> Option<GatewayStatus> {
+    let gateway = outcome.gateway.as_ref();
+    let addresses = gateway.into_iter().flat_map(|g| &g.addresses);
+    (gateway.is_some() || outcome.key.is_some()).then(|| GatewayStatus {
+        node: gateway.map(|g| g.node.clone()).unwrap_or_default(),
+        addresses: addresses.map(ToString::to_string).collect(),
+        ready: gateway.is_some_and(|g| g.ready),
+        pods: count(outcome.pods),
+        key: outcome.key.map(|key| key.to_string()),
+        id: outcome.key.map(|_| outcome.id),
+    })
 }
 
 /// The condition with its time: that of the condition that is there, unless its status changes.
@@ -122,29 +129,32 @@ fn condition(of: ConditionType, verdict: Verdict, policy: &Policy, now: Timestam
     }
 }
 
-/// The addresses that the gateway's agent does not find on its node.
-fn missing_addresses(outcome: &PolicyOutcome, world: &World) -> Vec<IpAddr> {
-    let Some(gateway) = &outcome.gateway else {
-        return Vec::new();
-    };
-    let missing = world
-        .plans
-        .get(&gateway.node)
-        .map(|p| &p.status.missing_addresses);
-    let is_missing = |a: &&IpAddr| missing.is_some_and(|m| m.contains(a));
-    gateway.addresses.iter().filter(is_missing).copied().collect()
+/// Addresses that are missing, by node.
+type Missing<'a> = BTreeMap<&'a str, BTreeSet<IpAddr>>;
+
+/// The addresses that the gateways' agents do not find on their nodes, by node.
+fn missing_addresses<'a>(outcome: &'a PolicyOutcome, world: &World) -> Missing<'a> {
+    let mut by_node = Missing::new();
+    for gateway in outcome.gateways.iter().filter_map(|g| g.gateway.as_ref()) {
+        let plan = world.plans.get(&gateway.node);
+        let missing = plan.map_or(&[][..], |p| &p.status.missing_addresses);
+        for address in gateway.addresses.iter().filter(|a| missing.contains(a)) {
+            by_node.entry(&gateway.node).or_default().insert(*address);
+        }
+    }
+    by_node
 }
 
 fn programmed_verdict(
     outcome: &PolicyOutcome,
     nodes: &[(&str, &Progress)],
     programmed: usize,
-    missing: &[IpAddr],
+    missing: &Missing<'_>,
 ) -> Verdict {
     if !outcome.accepted.holds {
         return Verdict::no(Reason::NotAccepted, "the spec is not accepted");
     }
-    if outcome.gateway.is_none() {
+    if outcome.gateways.iter().all(|g| g.gateway.is_none()) {
         return Verdict::no(
             Reason::NoGateway,
             "there is no gateway: see condition GatewayReady",
@@ -161,7 +171,7 @@ fn programmed_verdict(
         return Verdict::no(Reason::NodeFailed, message);
     }
     if !missing.is_empty() {
-        return Verdict::no(Reason::AddressMissing, missing_message(outcome, missing));
+        return Verdict::no(Reason::AddressMissing, missing_message(missing));
     }
     let concerned = nodes.len();
     if programmed < concerned {
@@ -181,10 +191,10 @@ fn programmed_verdict(
     )
 }
 
-fn degraded_verdict(outcome: &PolicyOutcome, missing: &[IpAddr]) -> Verdict {
+fn degraded_verdict(outcome: &PolicyOutcome, missing: &Missing<'_>) -> Verdict {
     let mut reasons = outcome.degraded.clone();
     if !missing.is_empty() {
-        reasons.push((Reason::AddressMissing, missing_message(outcome, missing)));
+        reasons.push((Reason::AddressMissing, missing_message(missing)));
     }
     match reasons.first() {
         None => Verdict::no(Reason::AsSpecified, ""),
@@ -195,13 +205,16 @@ fn degraded_verdict(outcome: &PolicyOutcome, missing: &[IpAddr]) -> Verdict {
     }
 }
 
-fn missing_message(outcome: &PolicyOutcome, missing: &[IpAddr]) -> String {
-    let node = outcome.gateway.as_ref().map_or("", |g| g.node.as_str());
-    let addresses: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    format!(
-        "{node} does not hold {}: its packets are dropped; add the address to an interface of {node}",
-        addresses.join(" and ")
-    )
+fn missing_message(missing: &Missing<'_>) -> String {
+    let sentence = |(node, addresses): (&&str, &BTreeSet<IpAddr>)| {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(" and ");
+        format!(
+            "{node} does not hold {addresses}: its packets are dropped; add the address to an interface of {node}"
+        )
+    };
+    let sentences: Vec<String> = missing.iter().map(sentence).collect();
+    sentences.join(". ")
 }
 
 fn count(n: usize) -> u32 {

@@ -9,10 +9,11 @@ use std::net::IpAddr;
 use egressnat_crds::EgressNATPolicySpec;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Family;
-use egressnat_crds::policy::{EgressGateway, NoGateway, PodSelection};
+use egressnat_crds::policy::{NoGateway, PodSelection, ZoneAffinity};
 use egressnat_crds::selector::LabelSelector;
 use ipnet::IpNet;
 
+use crate::choice::{self, GatewayChoice, GatewayEntry};
 use crate::contradiction::contradicted_label;
 use crate::ranges;
 
@@ -27,32 +28,12 @@ pub struct ValidPolicy {
     pub destinations: Vec<Interval>,
     /// The families of the destinations that the user wrote; `None` where all destinations are meant.
     pub named_families: Option<BTreeSet<Family>>,
-    /// How the gateway is found.
-    pub gateway: GatewayChoice,
+    /// How its gateways are found: at least one.
+    pub gateways: Vec<GatewayEntry>,
+    /// Whether a pod uses gateways of its own zone.
+    pub zone_affinity: ZoneAffinity,
     /// What happens without one.
     pub no_gateway: NoGateway,
-}
-
-/// How a policy's gateway is found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GatewayChoice {
-    /// The node that holds these addresses, at most one of each family.
-    HolderOf(Vec<IpAddr>),
-    /// One of the nodes with these labels.
-    Labelled(LabelSelector, EgressAddresses),
-    /// There is none: the spec is not in force.
-    Nowhere,
-}
-
-/// Which of a chosen gateway's addresses are used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EgressAddresses {
-    /// These, at most one of each family.
-    Given(Vec<IpAddr>),
-    /// Those of this interface.
-    OfInterface(String),
-    /// Those of the default route's interface.
-    OfDefaultRoute,
 }
 
 /// What is wrong with a spec, and what to write instead.
@@ -83,7 +64,7 @@ pub enum InvalidSpec {
     #[error("{field}: {value:?} is not an IP address: write one such as 192.0.2.7 or 2001:db8::7")]
     Address {
         /// The field.
-        field: &'static str,
+        field: String,
         /// What it says.
         value: String,
     },
@@ -91,7 +72,7 @@ pub enum InvalidSpec {
     #[error("{field}: {value} is {kind}: write an address by which the outside can answer")]
     NoSource {
         /// The field.
-        field: &'static str,
+        field: String,
         /// What it says.
         value: IpAddr,
         /// What kind of address that is.
@@ -101,16 +82,24 @@ pub enum InvalidSpec {
     #[error("{field}: {0} and {1} are of the same family: write one IPv4 and one IPv6 address", .values[0], .values[1])]
     SameFamily {
         /// The field.
-        field: &'static str,
+        field: String,
         /// The addresses.
         values: [IpAddr; 2],
     },
-    /// None, or more than one, of the fields that name the gateway.
-    #[error("set exactly one of egressSourceIP, egressSourceIPs and egressGateway")]
+    /// None, or more than one, of the fields that name the gateways.
+    #[error("set exactly one of egressSourceIP, egressSourceIPs, egressGateway and egressGateways")]
     GatewayFields,
     /// More than one of the fields that name the gateway's address.
-    #[error("egressGateway: set at most one of interface, egressIP and egressIPs")]
-    AddressFields,
+    #[error("{0}: set at most one of interface, egressIP and egressIPs")]
+    AddressFields(String),
+    /// Two entries that say the same.
+    #[error("egressGateways[{0}] and [{1}] say the same: remove one, or let each select other nodes")]
+    SameGateway(usize, usize),
+    /// A zone affinity and nothing to choose from.
+    #[error(
+        "zoneAffinity chooses among egressGateways: write the gateway as an entry of egressGateways, or leave zoneAffinity out"
+    )]
+    ZoneAffinity,
     /// No destination is of a family that an egress address has.
     #[error(
         "no destinationCIDR is of the family of the egress address: add one, or an address of the other family"
@@ -146,7 +135,8 @@ impl ValidPolicy {
             selections: spec.selectors.clone(),
             named_families: named_families(&included),
             destinations: ranges::subtract(&or_everything(included), &excluded),
-            gateway: parse_gateway(spec)?,
+            gateways: choice::parse(spec)?,
+            zone_affinity: spec.zone_affinity,
             no_gateway: spec.no_gateway,
         };
         if policy.destinations.is_empty() {
@@ -166,28 +156,21 @@ impl ValidPolicy {
             selections: spec.selectors.clone(),
             named_families: named_families(&included),
             destinations: ranges::subtract(&or_everything(included), &excluded),
-            gateway: GatewayChoice::Nowhere,
+            gateways: vec![GatewayEntry::only(GatewayChoice::Nowhere)],
+            zone_affinity: ZoneAffinity::None,
             no_gateway: spec.no_gateway,
         }
     }
 
     fn check_families(&self) -> Result<(), InvalidSpec> {
-        let (Some(named), Some(addresses)) = (&self.named_families, self.gateway.addresses()) else {
+        let Some(named) = &self.named_families else {
             return Ok(());
         };
-        match addresses.iter().any(|a| named.contains(&Family::from(*a))) {
+        let useful = |a: &IpAddr| named.contains(&Family::from(*a));
+        let mut given = self.gateways.iter().filter_map(|g| g.choice.addresses());
+        match given.all(|addresses| addresses.iter().any(useful)) {
             true => Ok(()),
             false => Err(InvalidSpec::Families),
-        }
-    }
-}
-
-impl GatewayChoice {
-    /// The addresses that the user named, if any.
-    pub fn addresses(&self) -> Option<&[IpAddr]> {
-        match self {
-            Self::HolderOf(a) | Self::Labelled(_, EgressAddresses::Given(a)) => Some(a),
-            Self::Labelled(..) | Self::Nowhere => None,
         }
     }
 }
@@ -212,7 +195,8 @@ fn check_selectors(entries: &[PodSelection]) -> Result<(), InvalidSpec> {
     Ok(())
 }
 
-fn check_selector(
+/// Refuses a selector that nothing can match; `field` is where it stands.
+pub fn check_selector(
     field: impl FnOnce() -> String,
     selector: Option<&LabelSelector>,
 ) -> Result<(), InvalidSpec> {
@@ -222,86 +206,6 @@ fn check_selector(
             field: field(),
             label,
         }),
-    }
-}
-
-fn parse_gateway(spec: &EgressNATPolicySpec) -> Result<GatewayChoice, InvalidSpec> {
-    let one = spec.egress_source_ip.as_deref();
-    let several = &spec.egress_source_ips;
-    match (one, several.is_empty(), &spec.egress_gateway) {
-        (Some(one), true, None) => {
-            parse_addresses("egressSourceIP", &[one.to_owned()]).map(GatewayChoice::HolderOf)
-        }
-        (None, false, None) => parse_addresses("egressSourceIPs", several).map(GatewayChoice::HolderOf),
-        (None, true, Some(gateway)) => {
-            let field = || "egressGateway.nodeSelector".to_owned();
-            check_selector(field, Some(&gateway.node_selector))?;
-            let addresses = parse_egress_addresses(gateway)?;
-            Ok(GatewayChoice::Labelled(gateway.node_selector.clone(), addresses))
-        }
-        _ => Err(InvalidSpec::GatewayFields),
-    }
-}
-
-fn parse_egress_addresses(gateway: &EgressGateway) -> Result<EgressAddresses, InvalidSpec> {
-    match (
-        &gateway.interface,
-        &gateway.egress_ip,
-        gateway.egress_ips.as_slice(),
-    ) {
-        (None, None, []) => Ok(EgressAddresses::OfDefaultRoute),
-        (Some(name), None, []) => Ok(EgressAddresses::OfInterface(name.clone())),
-        (None, Some(one), []) => {
-            parse_addresses("egressGateway.egressIP", std::slice::from_ref(one)).map(EgressAddresses::Given)
-        }
-        (None, None, several) => {
-            parse_addresses("egressGateway.egressIPs", several).map(EgressAddresses::Given)
-        }
-        _ => Err(InvalidSpec::AddressFields),
-    }
-}
-
-/// One or two addresses, IPv4 first.
-fn parse_addresses(field: &'static str, texts: &[String]) -> Result<Vec<IpAddr>, InvalidSpec> {
-    let mut addresses = Vec::with_capacity(texts.len());
-    for text in texts {
-        let address: IpAddr = text.parse().map_err(|_| InvalidSpec::Address {
-            field,
-            value: text.clone(),
-        })?;
-        if let Some(kind) = unusable(address) {
-            return Err(InvalidSpec::NoSource {
-                field,
-                value: address,
-                kind,
-            });
-        }
-        addresses.push(address);
-    }
-    addresses.sort_unstable();
-    match addresses.windows(2).find(|w| w[0].is_ipv4() == w[1].is_ipv4()) {
-        Some(w) => Err(InvalidSpec::SameFamily {
-            field,
-            values: [w[0], w[1]],
-        }),
-        None => Ok(addresses),
-    }
-}
-
-/// Why packets to the outside cannot have this source address.
-fn unusable(address: IpAddr) -> Option<&'static str> {
-    let link_local = match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
-    };
-    match address {
-        _ if address.is_unspecified() => Some("the unspecified address"),
-        _ if address.is_loopback() => Some("a loopback address"),
-        _ if address.is_multicast() => Some("a multicast address"),
-        _ if link_local => Some("a link-local address"),
-        IpAddr::V4(a) if a.is_broadcast() => Some("the broadcast address"),
-        IpAddr::V6(a) if a.to_ipv4_mapped().is_some() => Some("an IPv4 address written as IPv6"),
-        _ => None,
     }
 }
 
@@ -366,7 +270,8 @@ mod tests {
             ]
         );
         let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
-        assert_eq!(policy.gateway, GatewayChoice::HolderOf(addresses.into()));
+        let holder = GatewayChoice::HolderOf(addresses.into());
+        assert_eq!(policy.gateways, [GatewayEntry::only(holder)]);
     }
 
     #[test]

@@ -220,6 +220,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::choice::{GatewayChoice, GatewayEntry};
     use crate::testing;
 
     fn invalid(generation: i64, accepted_before: bool) -> Policy {
@@ -258,7 +259,8 @@ mod tests {
     fn a_spec_that_was_in_force_before_this_process_is_guarded() {
         let policy = invalid(2, true).after(None);
         let guard = policy.in_force().unwrap();
-        assert_eq!(guard.gateway, crate::valid::GatewayChoice::Nowhere);
+        let nowhere = GatewayEntry::only(GatewayChoice::Nowhere);
+        assert_eq!(guard.gateways, [nowhere]);
         assert_eq!(
             invalid(2, false).after(None).in_force(),
             None,

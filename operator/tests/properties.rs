@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
-use egressnat_operator::plan::{Outcome, plan};
+use egressnat_operator::plan::{Outcome, PolicyOutcome, plan};
 use egressnat_operator::store::Store;
 use egressnat_operator::world::World;
 use egressnat_operator::{apply, status};
@@ -53,6 +53,52 @@ proptest! {
             plan(store.world())
         });
         prop_assert_eq!(a, b);
+    }
+
+    #[test]
+    fn the_order_of_gateways_does_not_matter(seeds in seeds()) {
+        let [a, b] = [&seeds, &seeds.with_gateways_reversed()].map(|seeds| plan(&seeds.world()));
+        prop_assert_eq!(a.plans, b.plans);
+    }
+
+    #[test]
+    fn a_pod_goes_one_way_by_a_gateway_that_serves_it(seeds in seeds()) {
+        let outcome = plan(&seeds.world());
+        let node = |name: &str| seeds.nodes.iter().find(|n| n.name() == name);
+        for policy in seeds.policies.iter().filter(|p| seeds.in_force(p)) {
+            let made = &outcome.policies[&policy.name()];
+            let gateways: Vec<&str> =
+                made.gateways.iter().filter_map(|g| Some(g.gateway.as_ref()?.node.as_str())).collect();
+            let affinity = policy.zone_affinity().unwrap_or("None");
+            let mut users: BTreeMap<String, usize> = BTreeMap::new();
+            for pod in seeds.pods.iter().filter(|p| seeds.selects(policy, p)) {
+                let zone = node(&pod.node()).unwrap().zone();
+                let near = |gateway: &str| zone.is_some() && node(gateway).unwrap().zone() == zone;
+                let ready = |gateway: &str| node(gateway).unwrap().ready;
+                let allowed: Vec<&str> =
+                    gateways.iter().copied().filter(|g| affinity != "Require" || near(g)).collect();
+                let Some(ways) = ways(&outcome, pod, &policy.name()) else {
+                    continue;
+                };
+                prop_assert_eq!(ways.len(), 1, "{} by {:?}", pod.uid(), ways);
+                let Some(used) = ways.into_iter().next().flatten() else {
+                    let lacks = outcome.plans[&pod.node()].underlay.is_none() || allowed.is_empty();
+                    prop_assert!(lacks, "{} has no way, but {allowed:?}", pod.uid());
+                    continue;
+                };
+                *users.entry(used.clone()).or_default() += 1;
+                prop_assert!(allowed.contains(&used.as_str()));
+                prop_assert!(ready(&used) || !allowed.iter().any(|g| ready(g)), "{used} is not Ready");
+                let best = allowed.iter().any(|g| near(g) && (ready(g) || !ready(&used)));
+                prop_assert!(affinity != "Prefer" || near(&used) || !best, "{used} is in another zone");
+            }
+            for (node, users) in users {
+                let of_node = made.gateways.iter().filter(|g| g.gateway.as_ref().is_some_and(|g| g.node == node));
+                let counted: usize = of_node.map(|g| g.pods).sum();
+                prop_assert!(counted >= users, "{node} has {users} pods at least, not {counted}");
+            }
+            prop_assert!(made.gateways.iter().map(|g| g.pods).sum::<usize>() <= made.matched_pods);
+        }
     }
 
     #[test]
@@ -143,12 +189,12 @@ proptest! {
         let old: BTreeMap<u16, &String> = mentioned.map(|p| (p.id, &p.name)).collect();
         let mut seen = BTreeSet::new();
         for (name, policy) in &second.policies {
-            if let Some(id) = policy.id {
+            for id in ids(policy).into_values() {
                 prop_assert!((1..=0x3fff).contains(&id) && seen.insert(id));
                 prop_assert!(old.get(&id).is_none_or(|owner| *owner == name), "{} has the id of another", name);
             }
             if let Some(was) = first.policies.get(name) {
-                prop_assert_eq!(was.id, policy.id);
+                prop_assert_eq!(ids(was), ids(policy));
             }
         }
     }
@@ -176,6 +222,33 @@ fn expected_ips(seeds: &Seeds, pod: &PodSeed) -> Option<Vec<IpAddr>> {
     };
     let own = pod.ips().into_iter().filter(|ip| owner(ip) == Some(pod.uid()));
     captured.then(|| own.collect())
+}
+
+/// The ids of a policy and of its gateways, by the key of an entry of `egressGateways`.
+fn ids(policy: &PolicyOutcome) -> BTreeMap<Option<String>, u16> {
+    let own = policy.id.map(|id| (None, id));
+    let entries = policy
+        .gateways
+        .iter()
+        .filter_map(|g| Some((Some(g.key?.to_string()), g.id)));
+    own.into_iter().chain(entries).collect()
+}
+
+/// The gateways that a pod's node sends its packets of a policy to: `None` among them where they meet
+/// `noGateway`. `None` at all where another policy has all that the pod could send.
+fn ways(outcome: &Outcome, pod: &PodSeed, policy: &str) -> Option<BTreeSet<Option<String>>> {
+    let spec = outcome.plans.get(&pod.node())?;
+    let entry = spec.pods.iter().find(|p| p.uid == pod.uid())?;
+    let profile = spec.profiles.iter().find(|p| p.id == entry.profile)?;
+    let used: BTreeSet<u16> = profile.destinations.iter().map(|d| d.policy).collect();
+    let of_policy = spec
+        .policies
+        .iter()
+        .filter(|p| p.name == policy && used.contains(&p.id));
+    let ways: BTreeSet<Option<String>> = of_policy
+        .map(|p| p.source.as_ref().unwrap().gateway.clone())
+        .collect();
+    (!ways.is_empty()).then_some(ways)
 }
 
 fn planned(outcome: &Outcome, pod: &PodSeed, destination: IpAddr) -> Option<String> {

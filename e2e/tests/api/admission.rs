@@ -13,7 +13,10 @@ const NOT_A_CIDR: &str = "every entry must be a CIDR, such as 192.0.2.0/24 or 20
 const HOST_BITS: &str = "a CIDR must not have host bits set: write 192.0.2.0/24, not 192.0.2.7/24";
 const NOT_ADDRESSES: &str = "every entry must be an IPv4 or IPv6 address";
 const TWO_OF_A_FAMILY: &str = "two addresses must be one of IPv4 and one of IPv6";
-const ONE_ADDRESS: &str = "set exactly one of egressSourceIP, egressSourceIPs and egressGateway";
+const ONE_ADDRESS: &str =
+    "set exactly one of egressSourceIP, egressSourceIPs, egressGateway and egressGateways";
+const ZONES_OF_NOTHING: &str = "zoneAffinity chooses among egressGateways: write the gateway as an entry of \
+                                egressGateways, or leave zoneAffinity out";
 const USELESS_ADDRESS: &str =
     "no destinationCIDR is of the family of egressSourceIP: the address could never be used";
 const EMPTY_SELECTION: &str = "an entry needs at least one of podSelector, namespaceSelector and nodeSelector; \
@@ -46,6 +49,17 @@ fn accepted() -> Vec<Value> {
         gateway(json!({"nodeSelector": {}, "interface": "bond0.100"})),
         gateway(json!({"nodeSelector": {}, "egressIP": "192.0.2.10"})),
         gateway(json!({"nodeSelector": {}, "egressIPs": ["192.0.2.10", "2001:db8::a"]})),
+        several(json!([{"nodeSelector": {}}]), "None"),
+        several(
+            json!([
+                {"nodeSelector": {"matchLabels": {"egress": "a"}}, "interface": "eth1"},
+                {"nodeSelector": {"matchLabels": {"egress": "b"}}, "egressIP": "192.0.2.10"},
+                {"nodeSelector": {}, "egressIPs": ["192.0.2.11", "2001:db8::a"]},
+            ]),
+            "Require",
+        ),
+        several(entries(16), "Prefer"),
+        json!({"zoneAffinity": "None"}),
         json!({"priority": -5, "noGateway": "NodeIP"}),
         json!({"selectors": [{"podSelector": {}}, {"namespaceSelector": {}, "nodeSelector": {}}]}),
         json!({"selectors": [{"podSelector": {"matchExpressions": [
@@ -57,9 +71,25 @@ fn accepted() -> Vec<Value> {
     ]
 }
 
+fn several(gateways: Value, zone_affinity: &str) -> Value {
+    json!({"egressSourceIP": null, "egressGateways": gateways, "zoneAffinity": zone_affinity})
+}
+
+fn entries(count: usize) -> Value {
+    let entry = |n: usize| json!({"nodeSelector": {"matchLabels": {"egress": n.to_string()}}});
+    (0..count).map(entry).collect()
+}
+
 /// One case at least for each CEL rule of the CRD; each breaks that rule alone.
 fn against_rules() -> Vec<Refused> {
-    [addresses(), destinations(), gateways(), selectors()].concat()
+    [
+        addresses(),
+        destinations(),
+        gateways(),
+        several_gateways(),
+        selectors(),
+    ]
+    .concat()
 }
 
 fn addresses() -> Vec<Refused> {
@@ -173,6 +203,54 @@ fn gateways() -> Vec<Refused> {
     ]
 }
 
+fn several_gateways() -> Vec<Refused> {
+    // Beside a good one, so that each is seen wherever it stands.
+    let gateways = |second: Value| {
+        let mut gateway = json!({"nodeSelector": {}});
+        merge(&mut gateway, &second);
+        several(json!([{"nodeSelector": {}}, gateway]), "None")
+    };
+    let bad_requirement = json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "NotIn"}]}});
+    vec![
+        (
+            json!({"egressGateways": [{"nodeSelector": {}}]}),
+            "spec",
+            ONE_ADDRESS,
+        ),
+        (
+            json!({"egressSourceIP": null, "egressGateways": entries(2), "egressGateway": {"nodeSelector": {}}}),
+            "spec",
+            ONE_ADDRESS,
+        ),
+        (json!({"zoneAffinity": "Prefer"}), "spec", ZONES_OF_NOTHING),
+        (
+            gateways(json!({"interface": "eth1", "egressIP": "192.0.2.10"})),
+            "spec.egressGateways",
+            "set at most one of interface, egressIP and egressIPs",
+        ),
+        (
+            gateways(json!({"egressIP": "192.0.2"})),
+            "spec.egressGateways.egressIP",
+            "egressIP must be an IPv4 or IPv6 address",
+        ),
+        (
+            gateways(json!({"egressIPs": ["::g"]})),
+            "spec.egressGateways.egressIPs",
+            NOT_ADDRESSES,
+        ),
+        (
+            gateways(json!({"egressIPs": ["192.0.2.10", "192.0.2.11"]})),
+            "spec.egressGateways.egressIPs",
+            TWO_OF_A_FAMILY,
+        ),
+        (
+            gateways(bad_requirement),
+            "spec.egressGateways.nodeSelector.matchExpressions",
+            OPERATOR_VALUES,
+        ),
+    ]
+}
+
 fn selectors() -> Vec<Refused> {
     let requirement = |selector: &str, requirement: Value| json!({"selectors": [{"podSelector": {}}, {selector: {"matchExpressions": [requirement]}}]});
     let without_values = json!({"key": "app", "operator": "NotIn", "values": []});
@@ -241,6 +319,21 @@ fn against_the_schema() -> Vec<Refused> {
             "supported values: \"Drop\", \"NodeIP\"",
         ),
         (
+            several(json!([]), "None"),
+            "spec.egressGateways",
+            "should have at least 1 items",
+        ),
+        (
+            several(entries(17), "None"),
+            "spec.egressGateways",
+            "must have at most 16 items",
+        ),
+        (
+            several(entries(2), "Always"),
+            "spec.zoneAffinity",
+            "supported values: \"None\", \"Prefer\", \"Require\"",
+        ),
+        (
             json!({"selectors": [{"podSelector": requirement}]}),
             "spec.selectors.podSelector.matchExpressions.operator",
             "supported values: \"In\", \"NotIn\", \"Exists\", \"DoesNotExist\"",
@@ -288,7 +381,7 @@ fn no_rule_is_without_a_case() {
         .map(|(_, field, message)| (field.to_owned(), message.to_owned()))
         .collect();
     assert!(
-        rules.len() >= 17,
+        rules.len() >= 23,
         "the walk over the schema found {} rules only",
         rules.len()
     );
@@ -306,7 +399,7 @@ async fn an_unknown_field_is_refused() {
             json!({"destinationCIDR": ["192.0.2.0/24"]}),
             "spec.destinationCIDR",
         ),
-        (json!({"egressGateways": []}), "spec.egressGateways"),
+        (json!({"egressGatways": []}), "spec.egressGatways"),
         (
             json!({"selectors": [{"podSelector": {"app": "a"}}]}),
             "spec.selectors[0].podSelector.app",
@@ -330,6 +423,7 @@ async fn defaults_are_filled_in() {
     let made = create(&shared().admin().await, &good()).await.unwrap();
     assert_eq!(made["spec"]["priority"], 100);
     assert_eq!(made["spec"]["noGateway"], "Drop");
+    assert_eq!(made["spec"]["zoneAffinity"], "None");
 }
 
 /// Creates a policy as `kubectl create --dry-run=server` does, unknown fields refused.

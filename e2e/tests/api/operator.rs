@@ -81,7 +81,7 @@ async fn a_policy_says_when_every_node_concerned_has_it() {
     assert_eq!(found["nodesConcerned"], 2);
     assert_eq!(
         found["gateways"],
-        json!([{"node": GATEWAY, "addresses": [GATEWAY_IP]}])
+        json!([{"node": GATEWAY, "addresses": [GATEWAY_IP], "ready": true, "pods": 2}])
     );
 
     report(&cluster, WORKER).await;

@@ -1,13 +1,16 @@
-//! Which node is a policy's gateway, and with which addresses.
+//! Which node is a gateway, and with which addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::plan::{Family, NodeInterface};
 
+use crate::choice::{EgressAddresses, GatewayChoice};
 use crate::condition::{Reason, Verdict, some_of};
-use crate::valid::{EgressAddresses, GatewayChoice, ValidPolicy};
-use crate::world::World;
+use crate::world::{Node, World};
+
+/// Label of a node with the zone it is in.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A gateway in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +19,13 @@ pub struct Gateway {
     pub node: String,
     /// Its addresses: at most one of each family, IPv4 first, at least one.
     pub addresses: Vec<IpAddr>,
+    /// Its node is Ready.
+    pub ready: bool,
+    /// The zone of its node.
+    pub zone: Option<String>,
 }
 
-/// What became of a policy's choice of a gateway.
+/// What became of a choice of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution {
     /// The gateway, if there is one.
@@ -52,6 +59,22 @@ impl Gateway {
     }
 }
 
+impl Resolution {
+    /// There is none.
+    pub fn none(verdict: Verdict) -> Self {
+        Self {
+            gateway: None,
+            verdict,
+            conflict: None,
+        }
+    }
+}
+
+/// The zone that a node is in, as its label says.
+pub fn zone_of(node: &Node) -> Option<&str> {
+    node.labels.get(ZONE).map(String::as_str)
+}
+
 impl<'a> Resolver<'a> {
     /// Knows, for every address, the nodes that hold it: as their agents say, or, while an agent has not
     /// spoken, as the kubelet does. An external address (of a cloud's NAT) is not one that a node holds.
@@ -75,13 +98,10 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The gateway of a policy. `current` is the node that is its gateway now: it stays while it is Ready and
-    /// fit, so that connections live on.
-    pub fn resolve(&self, policy: &ValidPolicy, current: Option<&str>) -> Resolution {
-        let fit = match &policy.gateway {
-            GatewayChoice::Nowhere => {
-                return none(Reason::NotAccepted, "the spec is not accepted");
-            }
+    /// The nodes that can be the gateway, each with its addresses; at least one.
+    pub fn fit(&self, choice: &GatewayChoice) -> Result<Fit<'a>, Verdict> {
+        match choice {
+            GatewayChoice::Nowhere => Err(Verdict::no(Reason::NotAccepted, "the spec is not accepted")),
             GatewayChoice::HolderOf(addresses) => self.holders_of(addresses),
             GatewayChoice::Labelled(selector, with) => {
                 let nodes = self
@@ -91,14 +111,52 @@ impl<'a> Resolver<'a> {
                     .filter(|(_, n)| selector.matches(&n.labels));
                 self.fit_of(nodes.map(|(name, _)| name.as_str()), with)
             }
+        }
+    }
+
+    /// Whether a node is Ready.
+    pub fn is_ready(&self, node: &str) -> bool {
+        self.world.nodes.get(node).is_some_and(|n| n.ready)
+    }
+
+    /// One of the fit: the current one if Ready, else the first Ready one by name. Without a Ready one the
+    /// current or the first is taken all the same: its kernel may well work while its kubelet does not.
+    ///
+    /// `current` is the node that is the gateway now: it stays while it is Ready, so that connections live on.
+    /// `named` says that the user named the addresses.
+    pub fn pick(&self, fit: &Fit, current: Option<&str>, named: bool) -> Resolution {
+        let ready: Vec<&str> = fit.keys().copied().filter(|n| self.is_ready(n)).collect();
+        let current = current.filter(|c| fit.contains_key(c));
+        let chosen = current
+            .filter(|c| ready.contains(c))
+            .or_else(|| ready.first().copied())
+            .or(current)
+            .or_else(|| fit.keys().next().copied());
+        let Some((node, addresses)) = chosen.and_then(|c| fit.get_key_value(c)) else {
+            return Resolution::none(Verdict::no(Reason::NoGatewayNode, "no node can be the gateway"));
         };
-        match fit {
-            Ok(fit) => self.pick(&fit, current, policy.gateway.addresses().is_some()),
-            Err(verdict) => Resolution {
-                gateway: None,
-                verdict,
-                conflict: None,
-            },
+        let says = format!("{node} sends with {}", list(addresses));
+        let verdict = match self.is_ready(node) {
+            true => Verdict::yes(Reason::GatewayReady, says),
+            false => Verdict::no(
+                Reason::GatewayNotReady,
+                format!("{says}, but the node is not Ready, and no other node can take its place"),
+            ),
+        };
+        let others = ready.iter().filter(|n| *n != node).copied();
+        let conflict = (named && ready.len() > 1).then(|| {
+            let (addresses, others) = (list(addresses), some_of(others));
+            format!("{others} and {node} claim {addresses}: remove it from all but one; {node} is used")
+        });
+        Resolution {
+            gateway: Some(Gateway {
+                node: (*node).to_owned(),
+                addresses: addresses.clone(),
+                ready: self.is_ready(node),
+                zone: self.world.nodes.get(*node).and_then(zone_of).map(str::to_owned),
+            }),
+            verdict,
+            conflict,
         }
     }
 
@@ -152,7 +210,7 @@ impl<'a> Resolver<'a> {
         Err(match unfit.pop_first() {
             None => Verdict::no(
                 Reason::NoGatewayNode,
-                "no node has the labels of egressGateway.nodeSelector: label a node, or change the selector",
+                "no node has the labels of nodeSelector: label a node, or change the selector",
             ),
             Some((why, nodes)) => why.verdict(&nodes, with),
         })
@@ -192,50 +250,10 @@ impl<'a> Resolver<'a> {
         }
         Ok(found)
     }
-
-    /// One of the fit: the current one if Ready, else the first Ready one by name. Without a Ready one the
-    /// current or the first is taken all the same: its kernel may well work while its kubelet does not.
-    fn pick(&self, fit: &Fit, current: Option<&str>, named: bool) -> Resolution {
-        let ready: Vec<&str> = fit.keys().copied().filter(|n| self.is_ready(n)).collect();
-        let current = current.filter(|c| fit.contains_key(c));
-        let chosen = current
-            .filter(|c| ready.contains(c))
-            .or_else(|| ready.first().copied())
-            .or(current)
-            .or_else(|| fit.keys().next().copied());
-        let Some((node, addresses)) = chosen.and_then(|c| fit.get_key_value(c)) else {
-            return none(Reason::NoGatewayNode, "no node can be the gateway");
-        };
-        let says = format!("{node} sends with {}", list(addresses));
-        let verdict = match self.is_ready(node) {
-            true => Verdict::yes(Reason::GatewayReady, says),
-            false => Verdict::no(
-                Reason::GatewayNotReady,
-                format!("{says}, but the node is not Ready, and no other node can take its place"),
-            ),
-        };
-        let others = ready.iter().filter(|n| *n != node).copied();
-        let conflict = (named && ready.len() > 1).then(|| {
-            let (addresses, others) = (list(addresses), some_of(others));
-            format!("{others} and {node} claim {addresses}: remove it from all but one; {node} is used")
-        });
-        Resolution {
-            gateway: Some(Gateway {
-                node: (*node).to_owned(),
-                addresses: addresses.clone(),
-            }),
-            verdict,
-            conflict,
-        }
-    }
-
-    fn is_ready(&self, node: &str) -> bool {
-        self.world.nodes.get(node).is_some_and(|n| n.ready)
-    }
 }
 
 /// Nodes that can be the gateway, with the addresses they would send with.
-type Fit<'a> = BTreeMap<&'a str, Vec<IpAddr>>;
+pub type Fit<'a> = BTreeMap<&'a str, Vec<IpAddr>>;
 
 const BOTH: [Family; 2] = [Family::IPv4, Family::IPv6];
 
@@ -274,14 +292,6 @@ impl Unfit {
     }
 }
 
-fn none(reason: Reason, message: &str) -> Resolution {
-    Resolution {
-        gateway: None,
-        verdict: Verdict::no(reason, message),
-        conflict: None,
-    }
-}
-
 fn first_of(family: Family, addresses: &[IpAddr]) -> Option<IpAddr> {
     addresses.iter().copied().find(|a| Family::from(*a) == family)
 }
@@ -291,15 +301,21 @@ fn by_default_route(family: Family, interfaces: &[NodeInterface]) -> Option<IpAd
     routed.filter_map(|i| first_of(family, &i.addresses)).next()
 }
 
-fn list(addresses: &[IpAddr]) -> String {
+/// Addresses, for a message.
+pub fn list(addresses: &[IpAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     texts.join(" and ")
 }
 
 #[cfg(test)]
 mod tests {
+    use egressnat_crds::EgressNATPolicyStatus;
+    use egressnat_crds::policy::GatewayStatus;
+
+    use super::super::gateways;
     use super::*;
     use crate::testing;
+    use crate::valid::ValidPolicy;
 
     /// Nodes `a` and `b` have label `egress`, `c` has not; `b` is not Ready; the agent of `c` reports `eth1`.
     const WORLD: &str = r#"
@@ -334,7 +350,19 @@ status:
         let spec = format!("{{selectors: [{{podSelector: {{}}}}], {gateway}}}");
         let policy = ValidPolicy::parse(&serde_yaml_ng::from_str(&spec).unwrap()).unwrap();
         let world = testing::world(WORLD);
-        Resolver::new(&world).resolve(&policy, current)
+        let status = EgressNATPolicyStatus {
+            gateways: current.map(status_of).into_iter().collect(),
+            ..EgressNATPolicyStatus::default()
+        };
+        let mut resolutions = gateways::resolve(&Resolver::new(&world), &policy, &status);
+        resolutions.remove(0)
+    }
+
+    fn status_of(node: &str) -> GatewayStatus {
+        GatewayStatus {
+            node: node.into(),
+            ..GatewayStatus::default()
+        }
     }
 
     fn chosen(gateway: &str, current: Option<&str>) -> (String, String, Reason) {

@@ -1,8 +1,9 @@
 //! Policy ids: the number that a packet carries in its connection mark and in the tunnel header.
 //!
-//! An id stays for the policy's life. It is read back from the policy's status and, where that was lost,
-//! from the plans that mention it. An id that a plan mentions under another name is never given away: some
-//! node still sends with it, and its packets would leave with the new policy's address.
+//! An id stays for the policy's life; where a policy has several gateways (`egressGateways`), each entry has
+//! its own id, which stays for the entry's life. It is read back from the policy's status and, where that was
+//! lost, from the plans that mention it. An id that a plan mentions under another name is never given away:
+//! some node still sends with it, and its packets would leave with the new policy's address.
 //!
 //! For the same reason new ids do not start at 1: an agent that lags behind its plan may hold an id that no
 //! plan mentions any more. A new policy starts looking at a place that follows from its uid, so that an id
@@ -12,33 +13,47 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egressnat_crds::plan::MAX_POLICY_ID;
 
+use crate::choice::EntryKey;
+use crate::hash::fnv1a;
 use crate::world::{Policy, World};
 
-/// Ids by policy name. A policy that is not there has none: it is refused, or there was none left.
-pub fn assign(world: &World) -> BTreeMap<&str, u16> {
+/// What has an id: a policy, by name, or one entry of its `egressGateways`.
+pub type Bearer<'a> = (&'a str, Option<EntryKey>);
+
+/// The ids. A bearer that is not there has none: its policy is refused, or there was none left.
+pub fn assign(world: &World) -> BTreeMap<Bearer<'_>, u16> {
     let mentions = mentions(world);
     let mut by_age: Vec<(&str, &Policy)> = world.policies.iter().map(|(n, p)| (n.as_str(), p)).collect();
     by_age.sort_by_key(|(name, policy)| (policy.created, *name));
+    let bearers: Vec<(Bearer, &Policy)> = by_age
+        .iter()
+        .flat_map(|(name, policy)| keys(policy).into_iter().map(|key| ((*name, key), *policy)))
+        .collect();
 
     let mut ids = Ids::default();
-    for (name, policy) in &by_age {
+    for ((name, key), policy) in &bearers {
         let own = |id: &u16| mentions.get(id).is_none_or(|names| names.contains(name));
         let valid = |id: &u16| (1..=MAX_POLICY_ID).contains(id);
-        if let Some(id) = policy.status.id.filter(valid).filter(own) {
-            ids.take(name, id);
+        if let Some(id) = remembered(policy, *key).filter(valid).filter(own) {
+            ids.take((name, *key), id);
         }
     }
-    for (name, _) in &by_age {
-        let mentioned = mentions.iter().filter(|(_, names)| names.contains(name));
-        for (id, _) in mentioned {
-            ids.take(name, *id);
+    for ((name, key), policy) in &bearers {
+        if key.is_none() {
+            let mentioned = mentions.iter().filter(|(_, names)| names.contains(name));
+            for (id, _) in mentioned.filter(|(id, _)| !is_an_entrys(policy, **id)) {
+                ids.take((name, None), *id);
+            }
         }
     }
-    for (name, policy) in &by_age {
-        if policy.in_force().is_some() {
-            let free = probe(&policy.uid).find(|id| !mentions.contains_key(id) && !ids.taken.contains(id));
-            if let Some(id) = free {
-                ids.take(name, id);
+    for ((name, key), policy) in &bearers {
+        if policy.in_force().is_some() && !ids.of.contains_key(&(*name, *key)) {
+            // Plans do not say which entry an id is of. The first in the order of looking is the one that was
+            // given when the status was lost, or never written.
+            let again = |id: &u16| key.is_some() && mentions[id].iter().eq([name]) && !is_known(policy, *id);
+            let free = |id: &u16| !ids.taken.contains(id) && (!mentions.contains_key(id) || again(id));
+            if let Some(id) = probe(&policy.uid, *key).find(free) {
+                ids.take((name, *key), id);
             }
         }
     }
@@ -48,17 +63,48 @@ pub fn assign(world: &World) -> BTreeMap<&str, u16> {
 /// The ids given so far.
 #[derive(Default)]
 struct Ids<'a> {
-    of: BTreeMap<&'a str, u16>,
+    of: BTreeMap<Bearer<'a>, u16>,
     taken: BTreeSet<u16>,
 }
 
 impl<'a> Ids<'a> {
-    /// Gives `id` to the policy, unless it has one or another policy has this one.
-    fn take(&mut self, name: &'a str, id: u16) {
-        if !self.of.contains_key(name) && self.taken.insert(id) {
-            self.of.insert(name, id);
+    /// Gives `id` to the bearer, unless it has one or another bearer has this one.
+    fn take(&mut self, bearer: Bearer<'a>, id: u16) {
+        if !self.of.contains_key(&bearer) && self.taken.insert(id) {
+            self.of.insert(bearer, id);
         }
     }
+}
+
+/// The keys of a policy's gateways, in an order that does not depend on that of the entries. A policy that is
+/// not in force keeps the id that it has.
+fn keys(policy: &Policy) -> BTreeSet<Option<EntryKey>> {
+    match policy.in_force() {
+        Some(spec) => spec.gateways.iter().map(|g| g.key).collect(),
+        None => [None].into(),
+    }
+}
+
+/// The id that the policy's status has for one of its gateways.
+fn remembered(policy: &Policy, key: Option<EntryKey>) -> Option<u16> {
+    match key {
+        None => policy.status.id,
+        Some(key) => {
+            let key = key.to_string();
+            let mut gateways = policy.status.gateways.iter();
+            gateways.find(|g| g.key.as_ref() == Some(&key))?.id
+        }
+    }
+}
+
+/// Whether the policy's status has this id for an entry of `egressGateways`.
+fn is_an_entrys(policy: &Policy, id: u16) -> bool {
+    policy.status.gateways.iter().any(|g| g.id == Some(id))
+}
+
+/// Whether the policy's status has this id for anything.
+fn is_known(policy: &Policy, id: u16) -> bool {
+    policy.status.id == Some(id) || is_an_entrys(policy, id)
 }
 
 /// The ids that plans mention, and under which names.
@@ -70,17 +116,22 @@ fn mentions(world: &World) -> BTreeMap<u16, BTreeSet<&str>> {
     mentions
 }
 
-/// All ids, from a place that follows from `uid`.
-fn probe(uid: &str) -> impl Iterator<Item = u16> {
+/// All ids, from a place that follows from the policy's uid and the entry's key.
+fn probe(uid: &str, key: Option<EntryKey>) -> impl Iterator<Item = u16> {
     let all = u64::from(MAX_POLICY_ID);
-    let start = super::fnv1a(uid.bytes()) % all;
+    let hash = fnv1a(uid.bytes());
+    let start = key.map_or(hash, |key| key.with(hash)) % all;
     (0..all).filter_map(move |step| u16::try_from((start + step) % all + 1).ok())
 }
 
 #[cfg(test)]
 mod tests {
+    use egressnat_crds::policy::GatewayStatus;
+
     use super::*;
     use crate::testing;
+    use crate::valid::ValidPolicy;
+    use crate::world::PolicySpec;
 
     fn world(names: &[&str]) -> World {
         let mut world = World::default();
@@ -100,28 +151,144 @@ mod tests {
         });
     }
 
+    /// The id of a policy with a single gateway.
+    fn id_of(world: &World, name: &str) -> u16 {
+        assign(world)[&(name, None)]
+    }
+
+    /// Policy `a` with an entry of `egressGateways` for each of these labels.
+    fn several(labels: &[&str]) -> World {
+        let mut world = world(&["a"]);
+        respec(&mut world, labels);
+        world
+    }
+
+    fn respec(world: &mut World, labels: &[&str]) {
+        let entry = |label: &&str| format!("{{nodeSelector: {{matchLabels: {{l: {label}}}}}}}");
+        let entries: Vec<String> = labels.iter().map(entry).collect();
+        let spec = format!(
+            "{{selectors: [{{podSelector: {{}}}}], egressGateways: [{}]}}",
+            entries.join(", ")
+        );
+        let valid = ValidPolicy::parse(&serde_yaml_ng::from_str(&spec).unwrap()).unwrap();
+        world.policies.get_mut("a").unwrap().spec = PolicySpec::Valid(valid);
+    }
+
+    /// The ids of the entries of policy `a`, in their order.
+    fn ids_of(world: &World) -> Vec<u16> {
+        let ids = assign(world);
+        let gateways = &world.policies["a"].in_force().unwrap().gateways;
+        gateways.iter().map(|g| ids[&("a", g.key)]).collect()
+    }
+
+    /// Writes the ids of policy `a` into its status.
+    fn remember(world: &mut World) {
+        let ids = assign(world);
+        let ids: Vec<_> = ids.iter().map(|((_, key), id)| (*key, *id)).collect();
+        let status = &mut world.policies.get_mut("a").unwrap().status;
+        (status.id, status.gateways) = (None, Vec::new());
+        for (key, id) in ids {
+            match key {
+                None => status.id = Some(id),
+                Some(key) => status.gateways.push(GatewayStatus {
+                    key: Some(key.to_string()),
+                    id: Some(id),
+                    ..GatewayStatus::default()
+                }),
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_keeps_its_id_whatever_becomes_of_the_others() {
+        let mut world = several(&["x", "y", "z"]);
+        let [x, y, z] = ids_of(&world)[..] else { panic!() };
+        assert!(x != y && y != z && x != z);
+        remember(&mut world);
+        respec(&mut world, &["w", "z", "x"]);
+        let [w, again_z, again_x] = ids_of(&world)[..] else {
+            panic!()
+        };
+        assert_eq!((again_x, again_z), (x, z));
+        assert!(![x, y, z].contains(&w), "y may still be on its way");
+    }
+
+    #[test]
+    fn ids_in_the_status_stay_with_their_keys() {
+        let mut world = several(&["x", "y"]);
+        remember(&mut world);
+        let status = &mut world.policies.get_mut("a").unwrap().status;
+        (status.gateways[0].id, status.gateways[1].id) = (Some(11), Some(12));
+        let [first, second] = [0, 1].map(|i| status.gateways[i].key.clone());
+        let ids = assign(&world);
+        let by_key: BTreeMap<Option<String>, u16> = ids
+            .into_iter()
+            .map(|((_, key), id)| (key.map(|k| k.to_string()), id))
+            .collect();
+        assert_eq!(by_key, [(first, 11), (second, 12)].into());
+    }
+
+    #[test]
+    fn ids_of_entries_that_the_status_lost_are_found_again_in_the_plans() {
+        let mut world = several(&["x", "y"]);
+        let before = ids_of(&world);
+        for id in &before {
+            mention(&mut world, *id, "a");
+        }
+        assert_eq!(ids_of(&world), before);
+        mention(&mut world, before[0], "deleted");
+        let after = ids_of(&world);
+        assert_ne!(after[0], before[0], "mentioned under another name as well");
+        assert_eq!(after[1], before[1]);
+    }
+
+    #[test]
+    fn a_policy_that_goes_from_one_gateway_to_several_and_back_never_turns_an_ids_meaning() {
+        let mut world = world(&["a"]);
+        let one = id_of(&world, "a");
+        remember(&mut world);
+        mention(&mut world, one, "a");
+        let single = world.policies["a"].spec.clone();
+        respec(&mut world, &["x", "y"]);
+        let several = ids_of(&world);
+        assert!(!several.contains(&one));
+        remember(&mut world);
+        for id in &several {
+            mention(&mut world, *id, "a");
+        }
+        world
+            .plans
+            .get_mut("n")
+            .unwrap()
+            .spec
+            .policies
+            .retain(|p| p.id != one);
+        world.policies.get_mut("a").unwrap().spec = single;
+        assert!(!several.contains(&id_of(&world, "a")));
+    }
+
     #[test]
     fn an_id_in_the_status_stays() {
         let mut world = world(&["a", "b"]);
         world.policies.get_mut("b").unwrap().status.id = Some(7);
-        assert_eq!(assign(&world)["b"], 7);
+        assert_eq!(id_of(&world, "b"), 7);
     }
 
     #[test]
     fn an_id_lost_from_the_status_is_read_back_from_the_plans() {
         let mut world = world(&["a"]);
         mention(&mut world, 9, "a");
-        assert_eq!(assign(&world)["a"], 9);
+        assert_eq!(id_of(&world, "a"), 9);
     }
 
     #[test]
     fn an_id_that_a_plan_mentions_under_another_name_is_not_given_away() {
         let mut world = world(&["a"]);
-        let first = assign(&world)["a"];
+        let first = id_of(&world, "a");
         mention(&mut world, first, "deleted");
-        assert_ne!(assign(&world)["a"], first);
+        assert_ne!(id_of(&world, "a"), first);
         world.policies.get_mut("a").unwrap().status.id = Some(first);
-        assert_ne!(assign(&world)["a"], first, "not even to a policy that claims it");
+        assert_ne!(id_of(&world, "a"), first, "not even to a policy that claims it");
     }
 
     #[test]
@@ -132,8 +299,8 @@ mod tests {
         }
         world.policies.get_mut("b").unwrap().created = testing::time(-1);
         let ids = assign(&world);
-        assert_eq!(ids["b"], 5);
-        assert_ne!(ids["a"], 5);
+        assert_eq!(ids[&("b", None)], 5);
+        assert_ne!(ids[&("a", None)], 5);
     }
 
     #[test]
@@ -141,7 +308,7 @@ mod tests {
         for id in [0, MAX_POLICY_ID + 1] {
             let mut world = world(&["a"]);
             world.policies.get_mut("a").unwrap().status.id = Some(id);
-            assert_ne!(assign(&world)["a"], id);
+            assert_ne!(id_of(&world, "a"), id);
         }
     }
 

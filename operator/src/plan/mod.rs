@@ -4,9 +4,14 @@
 //!
 //! What is the same for all nodes is worked out once: ids, gateways, the cluster's ranges, a flattened
 //! profile per distinct set of policies, the tunnels. After that a node's plan is a function of its own pods.
+//!
+//! A policy with several gateways is several policies to the nodes: each entry of `egressGateways` is a
+//! [`Slot`] with an id of its own, and each pod uses one of them ([`choose`]). Agents do not know more.
 
+pub mod choose;
 pub mod cluster;
 pub mod gateway;
+pub mod gateways;
 #[cfg(test)]
 mod golden;
 pub mod ids;
@@ -15,20 +20,24 @@ pub mod outcome;
 pub mod peers;
 pub mod profiles;
 pub mod select;
+mod verdict;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Family;
 
-pub use self::outcome::PolicyOutcome;
+pub use self::outcome::{GatewayOutcome, PolicyOutcome};
 
-use self::gateway::{Resolution, Resolver};
+use self::gateway::{Resolution, Resolver, zone_of};
+use self::ids::Bearer;
 use self::peers::Tunnels;
-use self::profiles::Flat;
+use self::profiles::{Flat, Layers};
 use self::select::SelectedPod;
+use crate::choice::EntryKey;
 use crate::valid::ValidPolicy;
 use crate::world::{Policy, World};
 
@@ -46,20 +55,40 @@ pub struct Outcome {
 pub struct InForce<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Its id.
-    pub id: u16,
     /// What is in force of it.
     pub spec: &'a ValidPolicy,
-    /// Its gateway.
+    /// Its gateways, as indexes into [`Policies::slots`]: at least one, in the order of the spec.
+    pub slots: Range<usize>,
+}
+
+/// A gateway of a policy, with the id that its packets carry.
+#[derive(Debug)]
+pub struct Slot {
+    /// The policy, as an index into [`Policies::policies`].
+    pub policy: usize,
+    /// Its id.
+    pub id: u16,
+    /// Which entry of `egressGateways` it is.
+    pub key: Option<EntryKey>,
+    /// The gateway.
     pub resolution: Resolution,
+}
+
+/// The policies in force, in order of precedence, and their slots, in the same order.
+#[derive(Debug, Default)]
+pub struct Policies<'a> {
+    /// The policies.
+    pub policies: Vec<InForce<'a>>,
+    /// The slots of all of them.
+    pub slots: Vec<Slot>,
 }
 
 /// What is the same for all nodes.
 #[derive(Debug)]
 pub struct Shared<'a> {
-    /// The policies in force, in order of precedence.
-    pub policies: &'a [InForce<'a>],
-    /// The flattened destinations of every set of policies that select a pod.
+    /// The policies in force.
+    pub in_force: &'a Policies<'a>,
+    /// The flattened destinations of every set of slots that a pod uses.
     pub profiles: BTreeMap<Vec<usize>, Flat>,
     /// Who tunnels to whom.
     pub tunnels: Tunnels<'a>,
@@ -72,16 +101,16 @@ pub struct Shared<'a> {
 /// Makes all plans.
 pub fn plan(world: &World) -> Outcome {
     let ids = ids::assign(world);
-    let policies = in_force(world, &ids);
-    let pods = select::pods_by_node(world, &policies);
-    let profiles = flatten(&pods, &policies);
+    let in_force = in_force(world, &ids);
+    let pods = select::pods_by_node(world, &in_force);
+    let profiles = flatten(&pods, &in_force);
     let underlay = world.underlay_family();
     let shared = Shared {
-        tunnels: tunnels(world, underlay, &pods, &policies, &profiles),
+        tunnels: tunnels(world, underlay, &pods, &in_force, &profiles),
         profiles,
         cluster: cluster::ranges(world),
         underlay,
-        policies: &policies,
+        in_force: &in_force,
     };
     let none = Vec::new();
     let plans: BTreeMap<String, EgressPlanSpec> = world
@@ -92,48 +121,77 @@ pub fn plan(world: &World) -> Outcome {
             (name.clone(), node::plan(name, pods, &shared, world))
         })
         .collect();
-    let policies = outcome::of_policies(world, &ids, &policies, &pods, &plans);
+    let policies = outcome::of_policies(world, &ids, &in_force, &pods, &plans);
     Outcome { plans, policies }
 }
 
-/// FNV-1a, for numbers that follow from a name: small, and the same for ever.
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+impl<'a> Policies<'a> {
+    /// Adds the policy that comes next in order of precedence, with its slots.
+    fn push(&mut self, name: &'a str, spec: &'a ValidPolicy, slots: impl Iterator<Item = Slot>) {
+        let start = self.slots.len();
+        self.slots.extend(slots);
+        self.policies.push(InForce {
+            name,
+            spec,
+            slots: start..self.slots.len(),
+        });
+    }
+
+    /// The policy of a slot.
+    pub fn policy_of(&self, slot: usize) -> &InForce<'a> {
+        &self.policies[self.slots[slot].policy]
+    }
+
+    /// The gateway of a slot for pods of nodes in `zone`, if there is one that may serve them.
+    pub fn gateway_of(&self, slot: usize, zone: Option<&str>) -> Option<&gateway::Gateway> {
+        let affinity = self.policy_of(slot).spec.zone_affinity;
+        choose::serving(&self.slots[slot], affinity, zone)
+    }
 }
 
 /// The policies in force: the higher priority first, then the older, then the name that sorts first.
-fn in_force<'a>(world: &'a World, ids: &BTreeMap<&str, u16>) -> Vec<InForce<'a>> {
-    let mut ranked: Vec<(&str, &Policy, &ValidPolicy, u16)> = world
+fn in_force<'a>(world: &'a World, ids: &BTreeMap<Bearer<'a>, u16>) -> Policies<'a> {
+    let mut ranked: Vec<(&str, &Policy, &ValidPolicy)> = world
         .policies
         .iter()
-        .filter_map(|(name, p)| Some((name.as_str(), p, p.in_force()?, *ids.get(name.as_str())?)))
+        .filter_map(|(name, p)| Some((name.as_str(), p, p.in_force()?)))
+        .filter(|(name, _, spec)| spec.gateways.iter().all(|g| ids.contains_key(&(*name, g.key))))
         .collect();
-    ranked.sort_by_key(|(name, policy, spec, _)| (Reverse(spec.priority), policy.created, *name));
+    ranked.sort_by_key(|(name, policy, spec)| (Reverse(spec.priority), policy.created, *name));
     let resolver = Resolver::new(world);
-    ranked
-        .into_iter()
-        .map(|(name, policy, spec, id)| {
-            let current = policy.status.gateways.first().map(|g| g.node.as_str());
-            InForce {
-                name,
-                id,
-                spec,
-                resolution: resolver.resolve(spec, current),
-            }
-        })
-        .collect()
+    let mut all = Policies::default();
+    for (index, (name, policy, spec)) in ranked.into_iter().enumerate() {
+        let resolutions = gateways::resolve(&resolver, spec, &policy.status);
+        let slots = spec.gateways.iter().zip(resolutions);
+        let slots = slots.map(|(entry, resolution)| Slot {
+            policy: index,
+            id: ids[&(name, entry.key)],
+            key: entry.key,
+            resolution,
+        });
+        all.push(name, spec, slots);
+    }
+    all
 }
 
+/// Lays the destinations side by side once for each set of policies, and names the slots for each set of those.
 fn flatten(
     pods: &BTreeMap<&str, Vec<SelectedPod<'_>>>,
-    policies: &[InForce<'_>],
+    in_force: &Policies<'_>,
 ) -> BTreeMap<Vec<usize>, Flat> {
+    let mut layers: BTreeMap<Vec<usize>, Layers> = BTreeMap::new();
     let mut profiles: BTreeMap<Vec<usize>, Flat> = BTreeMap::new();
     for pod in pods.values().flatten() {
-        if !profiles.contains_key(&pod.policies) {
-            profiles.insert(pod.policies.clone(), Flat::of(&pod.policies, policies));
+        if !profiles.contains_key(&pod.slots) {
+            let policies = pod
+                .slots
+                .iter()
+                .map(|slot| in_force.slots[*slot].policy)
+                .collect();
+            let layers = layers
+                .entry(policies)
+                .or_insert_with_key(|policies| Layers::of(policies, &in_force.policies));
+            profiles.insert(pod.slots.clone(), layers.with(&pod.slots, &in_force.slots));
         }
     }
     profiles
@@ -143,22 +201,18 @@ fn tunnels<'a>(
     world: &'a World,
     underlay: Family,
     pods: &BTreeMap<&'a str, Vec<SelectedPod<'_>>>,
-    policies: &'a [InForce<'a>],
+    in_force: &'a Policies<'a>,
     profiles: &BTreeMap<Vec<usize>, Flat>,
 ) -> Tunnels<'a> {
     let mut tunnels = Tunnels::default();
     for (node, pods) in pods {
-        if world
-            .nodes
-            .get(*node)
-            .and_then(|n| n.underlay(underlay))
-            .is_none()
-        {
+        let Some(known) = world.nodes.get(*node).filter(|n| n.underlay(underlay).is_some()) else {
             continue;
-        }
+        };
+        let zone = zone_of(known);
         for pod in pods {
-            for policy in profiles.get(&pod.policies).into_iter().flat_map(|f| &f.policies) {
-                if let Some(gateway) = &policies[*policy].resolution.gateway {
+            for slot in profiles.get(&pod.slots).into_iter().flat_map(|f| &f.slots) {
+                if let Some(gateway) = in_force.gateway_of(*slot, zone) {
                     tunnels.add(node, &gateway.node, &pod.ips);
                 }
             }

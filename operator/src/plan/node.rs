@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::{GatewayRole, PlanPod, PlanPolicy, Profile, SourceRole};
 
+use super::gateway::zone_of;
 use super::profiles::{self, Flat};
 use super::select::SelectedPod;
-use super::{InForce, Shared};
+use super::{Shared, Slot};
 use crate::world::World;
 
 /// Makes the plan of the node `name`, whose selected pods are `pods`.
@@ -16,16 +17,21 @@ use crate::world::World;
 /// A node without a part in any policy has no cluster ranges either: its plan is not touched when other
 /// nodes come and go.
 pub fn plan(name: &str, pods: &[SelectedPod<'_>], shared: &Shared<'_>, world: &World) -> EgressPlanSpec {
-    let underlay = world.nodes.get(name).and_then(|n| n.underlay(shared.underlay));
+    let node = world.nodes.get(name);
+    let at = At {
+        name,
+        underlay: node.and_then(|n| n.underlay(shared.underlay)),
+        zone: node.and_then(zone_of),
+    };
     let captured: Vec<(&SelectedPod, &Flat)> = pods
         .iter()
-        .filter_map(|p| Some((p, shared.profiles.get(&p.policies)?)))
+        .filter_map(|p| Some((p, shared.profiles.get(&p.slots)?)))
         .filter(|(_, flat)| !flat.destinations.is_empty())
         .collect();
     let numbers = profiles::numbers(captured.iter().map(|(_, flat)| flat.ids.as_slice()));
-    let policies = policies(name, underlay, &captured, shared);
+    let policies = policies(&at, &captured, shared);
     EgressPlanSpec {
-        underlay,
+        underlay: at.underlay,
         cluster: match policies.is_empty() {
             true => Vec::new(),
             false => shared.cluster.clone(),
@@ -45,42 +51,45 @@ pub fn plan(name: &str, pods: &[SelectedPod<'_>], shared: &Shared<'_>, world: &W
     }
 }
 
-/// The policies in which the node has a part, by id.
-fn policies(
-    name: &str,
+/// The node that a plan is for.
+struct At<'a> {
+    name: &'a str,
     underlay: Option<IpAddr>,
-    captured: &[(&SelectedPod<'_>, &Flat)],
-    shared: &Shared<'_>,
-) -> Vec<PlanPolicy> {
+    zone: Option<&'a str>,
+}
+
+/// The policies in which the node has a part, by id: one for each slot.
+fn policies(at: &At<'_>, captured: &[(&SelectedPod<'_>, &Flat)], shared: &Shared<'_>) -> Vec<PlanPolicy> {
     let used: BTreeSet<usize> = captured
         .iter()
-        .flat_map(|(_, flat)| flat.policies.iter().copied())
+        .flat_map(|(_, flat)| flat.slots.iter().copied())
         .collect();
-    let part = |(index, policy): (usize, &InForce)| {
-        let source = used.contains(&index).then(|| source_role(name, underlay, policy));
-        let gateway = policy.resolution.gateway.as_ref().filter(|g| g.node == name);
+    let part = |(index, slot): (usize, &Slot)| {
+        let source = used.contains(&index).then(|| source_role(at, index, shared));
+        let gateway = slot.resolution.gateway.as_ref().filter(|g| g.node == at.name);
         (source.is_some() || gateway.is_some()).then(|| PlanPolicy {
-            id: policy.id,
-            name: policy.name.to_owned(),
+            id: slot.id,
+            name: shared.in_force.policy_of(index).name.to_owned(),
             source,
             gateway: gateway.map(|g| GatewayRole {
                 addresses: g.addresses.clone(),
             }),
         })
     };
-    let mut policies: Vec<PlanPolicy> = shared.policies.iter().enumerate().filter_map(part).collect();
+    let slots = shared.in_force.slots.iter().enumerate();
+    let mut policies: Vec<PlanPolicy> = slots.filter_map(part).collect();
     policies.sort_unstable_by_key(|p| p.id);
     policies
 }
 
 /// A gateway elsewhere is of no use to a node without an address to tunnel from.
-fn source_role(name: &str, underlay: Option<IpAddr>, policy: &InForce<'_>) -> SourceRole {
-    let gateway = policy.resolution.gateway.as_ref();
-    let gateway = gateway.filter(|g| g.node == name || underlay.is_some());
+fn source_role(at: &At<'_>, slot: usize, shared: &Shared<'_>) -> SourceRole {
+    let gateway = shared.in_force.gateway_of(slot, at.zone);
+    let gateway = gateway.filter(|g| g.node == at.name || at.underlay.is_some());
     SourceRole {
         gateway: gateway.map(|g| g.node.clone()),
         families: gateway.map(|g| g.families()).unwrap_or_default(),
-        no_gateway: policy.spec.no_gateway,
+        no_gateway: shared.in_force.policy_of(slot).spec.no_gateway,
     }
 }
 

@@ -4,25 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
-use egressnat_crds::policy::NoGateway;
 
-use super::InForce;
-use super::gateway::Gateway;
+use super::gateway::{Gateway, zone_of};
+use super::ids::Bearer;
 use super::select::SelectedPod;
-use crate::condition::{Reason, Verdict, some_of};
-use crate::world::{Policy, PolicySpec, World};
+use super::{InForce, Policies, Slot, verdict};
+use crate::choice::EntryKey;
+use crate::condition::{Reason, Verdict};
+use crate::world::{Policy, World};
 
 /// What became of a policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyOutcome {
-    /// Its id.
+    /// Its id. One with several gateways has none: each of them has its own.
     pub id: Option<u16>,
     /// Condition `Accepted`.
     pub accepted: Verdict,
     /// Condition `GatewayReady`.
     pub gateway_ready: Verdict,
-    /// The gateway in force.
-    pub gateway: Option<Gateway>,
+    /// Its gateways, in the order of the spec.
+    pub gateways: Vec<GatewayOutcome>,
     /// What works only in part, and why.
     pub degraded: Vec<(Reason, String)>,
     /// How many pods it selects.
@@ -31,189 +32,163 @@ pub struct PolicyOutcome {
     pub nodes: BTreeSet<String>,
 }
 
+/// What became of a gateway that a policy asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GatewayOutcome {
+    /// Which entry of `egressGateways` it is.
+    pub key: Option<EntryKey>,
+    /// Its id.
+    pub id: u16,
+    /// The gateway in force.
+    pub gateway: Option<Gateway>,
+    /// How many pods use it.
+    pub pods: usize,
+}
+
 /// The outcome of every policy, by name.
 pub fn of_policies(
     world: &World,
-    ids: &BTreeMap<&str, u16>,
-    policies: &[InForce<'_>],
+    ids: &BTreeMap<Bearer<'_>, u16>,
+    in_force: &Policies<'_>,
     pods: &BTreeMap<&str, Vec<SelectedPod<'_>>>,
     plans: &BTreeMap<String, EgressPlanSpec>,
 ) -> BTreeMap<String, PolicyOutcome> {
-    let mut matched = vec![Matched::default(); policies.len()];
-    for pod in pods.values().flatten() {
-        for policy in &pod.policies {
-            matched[*policy].pods += 1;
-            matched[*policy]
-                .families
-                .extend(pod.ips.iter().map(|ip| Family::from(*ip)));
-        }
-    }
-    let mut nodes = nodes_by_policy(plans);
-    let in_force: BTreeMap<&str, (usize, &InForce)> = policies
+    let matched = matched(world, in_force, pods);
+    let nodes = nodes_by_id(plans);
+    let by_name: BTreeMap<&str, usize> = in_force
+        .policies
         .iter()
         .enumerate()
-        .map(|(i, p)| (p.name, (i, p)))
+        .map(|(i, p)| (p.name, i))
         .collect();
     let outcome = |(name, policy): (&String, &Policy)| {
-        let id = ids.get(name.as_str()).copied();
-        let outcome = match in_force.get(name.as_str()) {
+        let id = ids.get(&(name.as_str(), None)).copied();
+        let outcome = match by_name.get(name.as_str()) {
             None => not_in_force(id, policy),
-            Some((index, in_force)) => {
-                let nodes = nodes.remove(&in_force.id).unwrap_or_default();
-                let matched = &matched[*index];
-                PolicyOutcome {
-                    id,
-                    accepted: accepted(policy, matched),
-                    gateway_ready: gateway_ready(in_force, matched),
-                    gateway: in_force.resolution.gateway.clone(),
-                    degraded: degraded(in_force, &nodes, plans),
-                    matched_pods: matched.pods,
-                    nodes,
-                }
-            }
+            Some(index) => PolicyOutcome {
+                id,
+                ..of_policy(
+                    policy,
+                    &in_force.policies[*index],
+                    in_force,
+                    &matched,
+                    &nodes,
+                    plans,
+                )
+            },
         };
         (name.clone(), outcome)
     };
     world.policies.iter().map(outcome).collect()
 }
 
-/// The pods that a policy selects.
+/// The pods that use a slot.
 #[derive(Clone, Debug, Default)]
-struct Matched {
+pub struct Matched<'a> {
     /// How many.
-    pods: usize,
+    pub pods: usize,
     /// The families of their addresses.
-    families: BTreeSet<Family>,
+    pub families: BTreeSet<Family>,
+    /// The nodes of those among them that it may not serve, since they are in other zones.
+    pub far: BTreeMap<&'a str, usize>,
 }
 
-fn nodes_by_policy(plans: &BTreeMap<String, EgressPlanSpec>) -> BTreeMap<u16, BTreeSet<String>> {
-    let mut nodes: BTreeMap<u16, BTreeSet<String>> = BTreeMap::new();
+/// A policy in force, for its verdicts.
+pub struct Standing<'a> {
+    /// The policy.
+    pub policy: &'a InForce<'a>,
+    /// Its slots, and the pods that use them.
+    pub slots: Vec<(&'a Slot, &'a Matched<'a>)>,
+    /// The nodes that have a part in it.
+    pub nodes: BTreeSet<&'a str>,
+}
+
+fn of_policy(
+    policy: &Policy,
+    in_force: &InForce<'_>,
+    all: &Policies<'_>,
+    matched: &[Matched<'_>],
+    nodes: &BTreeMap<u16, BTreeSet<&str>>,
+    plans: &BTreeMap<String, EgressPlanSpec>,
+) -> PolicyOutcome {
+    let slots = all.slots[in_force.slots.clone()].iter();
+    let slots: Vec<(&Slot, &Matched)> = slots.zip(&matched[in_force.slots.clone()]).collect();
+    let nodes = slots.iter().filter_map(|(slot, _)| nodes.get(&slot.id));
+    let standing = Standing {
+        policy: in_force,
+        nodes: nodes.flatten().copied().collect(),
+        slots,
+    };
+    let matched_pods = standing.slots.iter().map(|(_, matched)| matched.pods).sum();
+    PolicyOutcome {
+        id: None,
+        accepted: verdict::accepted(policy, matched_pods),
+        gateway_ready: verdict::gateway_ready(&standing),
+        gateways: standing
+            .slots
+            .iter()
+            .map(|(slot, matched)| of_gateway(slot, matched))
+            .collect(),
+        degraded: verdict::degraded(&standing, plans),
+        matched_pods,
+        nodes: standing.nodes.iter().map(|node| (*node).to_owned()).collect(),
+    }
+}
+
+fn of_gateway(slot: &Slot, matched: &Matched<'_>) -> GatewayOutcome {
+    let far: usize = matched.far.values().sum();
+    GatewayOutcome {
+        key: slot.key,
+        id: slot.id,
+        gateway: slot.resolution.gateway.clone(),
+        pods: slot.resolution.gateway.as_ref().map_or(0, |_| matched.pods - far),
+    }
+}
+
+/// The pods that use each slot.
+fn matched<'a>(
+    world: &World,
+    in_force: &Policies<'_>,
+    pods: &BTreeMap<&'a str, Vec<SelectedPod<'_>>>,
+) -> Vec<Matched<'a>> {
+    let mut matched = vec![Matched::default(); in_force.slots.len()];
+    for (node, pods) in pods {
+        let zone = world.nodes.get(*node).and_then(zone_of);
+        for pod in pods {
+            for slot in &pod.slots {
+                let of_slot = &mut matched[*slot];
+                of_slot.pods += 1;
+                of_slot
+                    .families
+                    .extend(pod.ips.iter().map(|ip| Family::from(*ip)));
+                let has_one = in_force.slots[*slot].resolution.gateway.is_some();
+                if has_one && in_force.gateway_of(*slot, zone).is_none() {
+                    *of_slot.far.entry(node).or_default() += 1;
+                }
+            }
+        }
+    }
+    matched
+}
+
+fn nodes_by_id(plans: &BTreeMap<String, EgressPlanSpec>) -> BTreeMap<u16, BTreeSet<&str>> {
+    let mut nodes: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
     for (node, plan) in plans {
         for policy in &plan.policies {
-            nodes.entry(policy.id).or_default().insert(node.clone());
+            nodes.entry(policy.id).or_default().insert(node);
         }
     }
     nodes
 }
 
 fn not_in_force(id: Option<u16>, policy: &Policy) -> PolicyOutcome {
-    let accepted = match &policy.spec {
-        PolicySpec::Refused(_) => accepted(policy, &Matched::default()),
-        _ => Verdict::no(
-            Reason::IdsExhausted,
-            "all 16383 policy ids are taken: delete policies, or say more in one",
-        ),
-    };
     PolicyOutcome {
         id,
-        accepted,
+        accepted: verdict::not_in_force(policy),
         gateway_ready: Verdict::no(Reason::NotAccepted, "the policy is not accepted"),
-        gateway: None,
+        gateways: Vec::new(),
         degraded: Vec::new(),
         matched_pods: 0,
         nodes: BTreeSet::new(),
     }
-}
-
-fn accepted(policy: &Policy, matched: &Matched) -> Verdict {
-    match &policy.spec {
-        PolicySpec::Valid(_) if matched.pods == 0 => Verdict::yes(
-            Reason::Accepted,
-            "the spec is in force, but no pod matches its selectors",
-        ),
-        PolicySpec::Valid(_) => Verdict::yes(Reason::Accepted, "the spec is in force"),
-        PolicySpec::Kept {
-            generation, error, ..
-        } => Verdict::no(
-            Reason::InvalidSpec,
-            format!("{error}. The spec of generation {generation} stays in force"),
-        ),
-        PolicySpec::Guarded { guard, error } => Verdict::no(
-            Reason::InvalidSpec,
-            format!(
-                "{error}. The spec that was in force is not known any more: until this one is corrected, \
-                 the packets of the selected pods {}",
-                fate(guard.no_gateway)
-            ),
-        ),
-        PolicySpec::Refused(error) => {
-            Verdict::no(Reason::InvalidSpec, format!("{error}. Nothing is in force"))
-        }
-    }
-}
-
-/// What becomes of packets that no gateway can take.
-fn fate(no_gateway: NoGateway) -> &'static str {
-    match no_gateway {
-        NoGateway::Drop => "are dropped",
-        NoGateway::NodeIP => "leave with their node's address",
-    }
-}
-
-/// The resolver's verdict. Where the user named no destinations, it also names a family of the pods that is
-/// captured and not served: nothing is wrong with that, but it should not surprise.
-fn gateway_ready(policy: &InForce<'_>, matched: &Matched) -> Verdict {
-    let mut verdict = policy.resolution.verdict.clone();
-    let unserved = unserved(policy);
-    let surprise = unserved.iter().find(|family| matched.families.contains(family));
-    if let (None, Some(family)) = (&policy.spec.named_families, surprise) {
-        let fate = fate(policy.spec.no_gateway);
-        verdict.message.push_str(&format!(
-            "; without an {family:?} address, {family:?} packets {fate}"
-        ));
-    }
-    verdict
-}
-
-/// Families of the policy's destinations that its gateway has no address of.
-fn unserved(policy: &InForce<'_>) -> Vec<Family> {
-    let Some(gateway) = &policy.resolution.gateway else {
-        return Vec::new();
-    };
-    let served = gateway.families();
-    let mut families: BTreeSet<Family> = policy
-        .spec
-        .destinations
-        .iter()
-        .map(|d| Family::from(d.first()))
-        .collect();
-    families.retain(|f| !served.contains(f));
-    families.into_iter().collect()
-}
-
-fn degraded(
-    policy: &InForce<'_>,
-    nodes: &BTreeSet<String>,
-    plans: &BTreeMap<String, EgressPlanSpec>,
-) -> Vec<(Reason, String)> {
-    let mut reasons = Vec::new();
-    let unserved = unserved(policy);
-    let named = policy.spec.named_families.as_ref();
-    if let (Some(gateway), Some(family)) = (&policy.resolution.gateway, unserved.first())
-        && named.is_some()
-    {
-        let node = &gateway.node;
-        let message = format!(
-            "destinationCIDRs name {family:?}, but {node} has no {family:?} address to send with: \
-             such packets {}; add an address, or remove these CIDRs",
-            fate(policy.spec.no_gateway)
-        );
-        reasons.push((Reason::FamilyNotServed, message));
-    }
-    if let Some(conflict) = &policy.resolution.conflict {
-        reasons.push((Reason::AddressConflict, conflict.clone()));
-    }
-    let rootless = nodes
-        .iter()
-        .filter(|n| plans.get(*n).is_some_and(|p| p.underlay.is_none()));
-    let rootless: Vec<&str> = rootless.map(String::as_str).collect();
-    if !rootless.is_empty() {
-        let message = format!(
-            "{} have no InternalIP of the cluster's first family to tunnel from: packets of their pods {}",
-            some_of(rootless),
-            fate(policy.spec.no_gateway)
-        );
-        reasons.push((Reason::SourceWithoutUnderlay, message));
-    }
-    reasons
 }

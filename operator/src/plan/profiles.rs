@@ -10,21 +10,31 @@ use std::net::IpAddr;
 use egressnat_crds::interval::{Interval, next, previous};
 use egressnat_crds::plan::{Destination, MAX_POLICY_ID};
 
-use super::InForce;
+use super::{InForce, Slot};
+use crate::hash::fnv1a;
 use crate::ranges;
 
-/// The destinations of all pods that the same policies select.
+/// The destinations of policies laid side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers {
+    /// Disjoint intervals in ascending order, each with the layer that it belongs to.
+    flat: Vec<(Interval, usize)>,
+    /// The layers that are left with a destination.
+    left: BTreeSet<usize>,
+}
+
+/// The destinations of all pods that use the same slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flat {
-    /// The policies that are left with a destination, as indexes in order of precedence.
-    pub policies: Vec<usize>,
+    /// The slots that are left with a destination, as indexes in order of precedence.
+    pub slots: Vec<usize>,
     /// Their ids.
     pub ids: Vec<u16>,
     /// Disjoint intervals in ascending order.
     pub destinations: Vec<Destination>,
 }
 
-impl Flat {
+impl Layers {
     /// Lays the policies at `indexes`, in order of precedence, side by side.
     pub fn of(indexes: &[usize], policies: &[InForce<'_>]) -> Self {
         let layers: Vec<&[Interval]> = indexes
@@ -32,15 +42,22 @@ impl Flat {
             .map(|i| policies[*i].spec.destinations.as_slice())
             .collect();
         let flat = flatten(&layers);
-        let left: BTreeSet<usize> = flat.iter().map(|(_, layer)| *layer).collect();
-        Self {
-            policies: left.iter().map(|layer| indexes[*layer]).collect(),
-            ids: left.iter().map(|layer| policies[indexes[*layer]].id).collect(),
-            destinations: flat
-                .into_iter()
+        let left = flat.iter().map(|(_, layer)| *layer).collect();
+        Self { flat, left }
+    }
+
+    /// With the slots at `indexes`, one for each policy.
+    pub fn with(&self, indexes: &[usize], slots: &[Slot]) -> Flat {
+        let id = |layer: usize| slots[indexes[layer]].id;
+        Flat {
+            slots: self.left.iter().map(|layer| indexes[*layer]).collect(),
+            ids: self.left.iter().map(|layer| id(*layer)).collect(),
+            destinations: self
+                .flat
+                .iter()
                 .map(|(range, layer)| Destination {
-                    range,
-                    policy: policies[indexes[layer]].id,
+                    range: *range,
+                    policy: id(*layer),
                 })
                 .collect(),
         }
@@ -72,7 +89,7 @@ pub fn numbers<'a>(lists: impl IntoIterator<Item = &'a [u16]>) -> BTreeMap<&'a [
 /// A number above all policy ids, with room to count on.
 fn hashed(list: &[u16]) -> u32 {
     const BASE: u32 = MAX_POLICY_ID as u32 + 1;
-    let hash = super::fnv1a(list.iter().flat_map(|id| id.to_be_bytes()));
+    let hash = fnv1a(list.iter().flat_map(|id| id.to_be_bytes()));
     BASE + (hash % (1 << 30)) as u32
 }
 

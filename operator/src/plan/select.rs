@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use egressnat_crds::policy::PodSelection;
 use egressnat_crds::selector::{LabelSelector, Labels};
 
-use super::InForce;
+use super::gateway::zone_of;
+use super::{InForce, Policies, choose};
 use crate::world::{Node, Pod, World};
 
 /// A pod that at least one policy selects.
@@ -17,8 +18,8 @@ pub struct SelectedPod<'a> {
     pub pod: &'a Pod,
     /// Those of its addresses that no newer pod has taken over.
     pub ips: Vec<IpAddr>,
-    /// The policies that select it, as indexes in order of precedence.
-    pub policies: Vec<usize>,
+    /// What it uses of the policies that select it: one slot of each, in order of precedence.
+    pub slots: Vec<usize>,
 }
 
 /// Label of every namespace with its name, set by the API server.
@@ -27,12 +28,12 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// The selected pods of every node, by uid. Pods of nodes that are not known are left out.
 pub fn pods_by_node<'a>(
     world: &'a World,
-    policies: &'a [InForce<'a>],
+    in_force: &'a Policies<'a>,
 ) -> BTreeMap<&'a str, Vec<SelectedPod<'a>>> {
     let lost = lost_addresses(world);
     let mut candidates = Candidates {
         world,
-        policies,
+        policies: &in_force.policies,
         of_namespace: BTreeMap::new(),
     };
     let mut by_node: BTreeMap<&str, Vec<SelectedPod>> = BTreeMap::new();
@@ -49,7 +50,7 @@ pub fn pods_by_node<'a>(
             by_node.entry(name).or_default().push(SelectedPod {
                 pod,
                 ips: kept.copied().collect(),
-                policies: selecting,
+                slots: slots(&selecting, pod, node, in_force),
             });
         }
     }
@@ -57,6 +58,13 @@ pub fn pods_by_node<'a>(
         pods.sort_by_key(|p| &p.pod.uid);
     }
     by_node
+}
+
+/// The slot of each of the policies that the pod uses.
+fn slots(policies: &[usize], pod: &Pod, node: &Node, in_force: &Policies<'_>) -> Vec<usize> {
+    let zone = zone_of(node);
+    let slot = |policy: &usize| choose::slot(&in_force.policies[*policy], &in_force.slots, &pod.uid, zone);
+    policies.iter().map(slot).collect()
 }
 
 /// Addresses that are no longer a pod's, with its uid: another live pod claims them as well. A pod that is

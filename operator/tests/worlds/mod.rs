@@ -68,7 +68,7 @@ pub struct Seeds {
 #[derive(Clone, Debug)]
 pub struct NodeSeed {
     number: usize,
-    ready: bool,
+    pub ready: bool,
     /// Its pods' addresses lie in its pod ranges.
     ranges: bool,
     /// It has addresses at all.
@@ -108,6 +108,8 @@ enum GatewaySeed {
     V6(usize),
     Both(usize),
     Chosen,
+    /// By entries of [`entry_of`], and by how zones matter.
+    Several(Vec<usize>, &'static str),
     Unheld,
 }
 
@@ -141,6 +143,15 @@ prop_compose! {
     }
 }
 
+/// The entry of [`entry_of`] that names an IPv4 address.
+const NAMED: usize = 5;
+
+fn several() -> impl Strategy<Value = GatewaySeed> {
+    let entries = proptest::sample::subsequence((0..=NAMED).collect::<Vec<usize>>(), 1..=4);
+    let affinity = proptest::sample::select(vec!["None", "Prefer", "Require"]);
+    (entries.prop_shuffle(), affinity).prop_map(|(entries, affinity)| GatewaySeed::Several(entries, affinity))
+}
+
 prop_compose! {
     fn policy()(
         priority in 0..3i32,
@@ -153,6 +164,8 @@ prop_compose! {
             (0..4usize).prop_map(GatewaySeed::V6),
             (0..4usize).prop_map(GatewaySeed::Both),
             Just(GatewaySeed::Chosen),
+            several(),
+            several(),
             Just(GatewaySeed::Unheld),
         ],
         node_ip in any::<bool>(),
@@ -229,12 +242,26 @@ impl Seeds {
         };
         // No two of the ranges make up a third, so that only a single one can cover another.
         let left = all.iter().any(|i| !excluded.iter().any(|e| e.contains(i)));
-        let served = match policy.gateway {
+        let served = match &policy.gateway {
+            GatewaySeed::Several(entries, _) if entries.contains(&NAMED) => {
+                included.iter().any(|c| c.addr().is_ipv4())
+            }
             GatewaySeed::V4(_) | GatewaySeed::Unheld => included.iter().any(|c| c.addr().is_ipv4()),
             GatewaySeed::V6(_) => included.iter().any(|c| c.addr().is_ipv6()),
-            GatewaySeed::Both(_) | GatewaySeed::Chosen => true,
+            GatewaySeed::Both(_) | GatewaySeed::Chosen | GatewaySeed::Several(..) => true,
         };
         left && (included.is_empty() || served)
+    }
+
+    /// The same, with the entries of `egressGateways` in another order.
+    pub fn with_gateways_reversed(&self) -> Self {
+        let mut seeds = self.clone();
+        for policy in &mut seeds.policies {
+            if let GatewaySeed::Several(entries, _) = &mut policy.gateway {
+                entries.reverse();
+            }
+        }
+        seeds
     }
 
     /// Whether the policy selects the pod, which must be live and on a node that is there.
@@ -249,7 +276,7 @@ impl Seeds {
 }
 
 impl NodeSeed {
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         node_name(self.number)
     }
 
@@ -268,10 +295,25 @@ impl NodeSeed {
         };
         let ready = if self.ready { "True" } else { "False" };
         json!({
-            "metadata": {"name": self.name(), "uid": self.name(), "labels": {"name": self.name()}},
+            "metadata": {"name": self.name(), "uid": self.name(), "labels": self.labels()},
             "spec": {"podCIDRs": ranges},
             "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": ready}]},
         })
+    }
+}
+
+impl NodeSeed {
+    /// Its zone, if it is in one.
+    pub fn zone(&self) -> Option<String> {
+        (self.number < 3).then(|| format!("zone-{}", self.number % 2))
+    }
+
+    fn labels(&self) -> Value {
+        let mut labels = json!({"name": self.name()});
+        if let Some(zone) = self.zone() {
+            labels["topology.kubernetes.io/zone"] = json!(zone);
+        }
+        labels
     }
 }
 
@@ -332,6 +374,14 @@ impl PolicySeed {
             && !within(cidrs(&self.exclusions))
     }
 
+    /// What it says of zones, if it has several gateways.
+    pub fn zone_affinity(&self) -> Option<&'static str> {
+        match self.gateway {
+            GatewaySeed::Several(_, affinity) => Some(affinity),
+            _ => None,
+        }
+    }
+
     fn object(&self) -> Value {
         let entries: Vec<Value> = self.entries.iter().map(entry_object).collect();
         let mut spec = json!({
@@ -341,10 +391,15 @@ impl PolicySeed {
             "excludedCIDRs": cidrs(&self.exclusions),
             "noGateway": if self.node_ip { "NodeIP" } else { "Drop" },
         });
-        let (field, value) = match self.gateway {
-            GatewaySeed::V4(n) => ("egressSourceIP", json!(v4_of(n))),
-            GatewaySeed::V6(n) => ("egressSourceIP", json!(v6_of(n))),
-            GatewaySeed::Both(n) => ("egressSourceIPs", json!([v4_of(n), v6_of(n)])),
+        let (field, value) = match &self.gateway {
+            GatewaySeed::V4(n) => ("egressSourceIP", json!(v4_of(*n))),
+            GatewaySeed::V6(n) => ("egressSourceIP", json!(v6_of(*n))),
+            GatewaySeed::Both(n) => ("egressSourceIPs", json!([v4_of(*n), v6_of(*n)])),
+            GatewaySeed::Several(entries, affinity) => {
+                spec["zoneAffinity"] = json!(affinity);
+                let entries: Vec<Value> = entries.iter().map(|n| entry_of(*n)).collect();
+                ("egressGateways", json!(entries))
+            }
             GatewaySeed::Chosen => ("egressGateway", json!({"nodeSelector": {}})),
             GatewaySeed::Unheld => ("egressSourceIP", json!("192.0.2.99")),
         };
@@ -391,6 +446,15 @@ pub fn program(world: &mut World, outcome: &Outcome) {
             (node.clone(), plan)
         })
         .collect();
+}
+
+/// An entry of `egressGateways`: one of four nodes, any node, or the node with an address.
+fn entry_of(n: usize) -> Value {
+    match n {
+        NAMED => json!({"nodeSelector": {}, "egressIP": v4_of(0)}),
+        4 => json!({"nodeSelector": {}}),
+        n => json!({"nodeSelector": {"matchLabels": {"name": node_name(n)}}}),
+    }
 }
 
 fn entry_object(

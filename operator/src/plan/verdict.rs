@@ -1,0 +1,210 @@
+//! What is said of a policy before any agent has said a word: the verdicts of its conditions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egressnat_crds::EgressPlanSpec;
+use egressnat_crds::plan::Family;
+use egressnat_crds::policy::NoGateway;
+
+use super::Slot;
+use super::outcome::Standing;
+use crate::condition::{Reason, Verdict, some_of, some_of_with};
+use crate::world::{Policy, PolicySpec};
+
+/// Condition `Accepted` of a policy in force that selects so many pods.
+pub fn accepted(policy: &Policy, matched_pods: usize) -> Verdict {
+    match &policy.spec {
+        PolicySpec::Valid(_) if matched_pods == 0 => Verdict::yes(
+            Reason::Accepted,
+            "the spec is in force, but no pod matches its selectors",
+        ),
+        PolicySpec::Valid(_) => Verdict::yes(Reason::Accepted, "the spec is in force"),
+        PolicySpec::Kept {
+            generation, error, ..
+        } => Verdict::no(
+            Reason::InvalidSpec,
+            format!("{error}. The spec of generation {generation} stays in force"),
+        ),
+        PolicySpec::Guarded { guard, error } => Verdict::no(
+            Reason::InvalidSpec,
+            format!(
+                "{error}. The spec that was in force is not known any more: until this one is corrected, \
+                 the packets of the selected pods {}",
+                fate(guard.no_gateway)
+            ),
+        ),
+        PolicySpec::Refused(error) => {
+            Verdict::no(Reason::InvalidSpec, format!("{error}. Nothing is in force"))
+        }
+    }
+}
+
+/// Condition `Accepted` of a policy that is not in force.
+pub fn not_in_force(policy: &Policy) -> Verdict {
+    match &policy.spec {
+        PolicySpec::Refused(_) => accepted(policy, 0),
+        PolicySpec::Valid(_) | PolicySpec::Kept { .. } | PolicySpec::Guarded { .. } => Verdict::no(
+            Reason::IdsExhausted,
+            "all 16383 policy ids are taken: delete policies, or say more in one",
+        ),
+    }
+}
+
+/// What becomes of packets that no gateway can take.
+fn fate(no_gateway: NoGateway) -> &'static str {
+    match no_gateway {
+        NoGateway::Drop => "are dropped",
+        NoGateway::NodeIP => "leave with their node's address",
+    }
+}
+
+/// The resolver's verdict. Where the user named no destinations, it also names a family of the pods that is
+/// captured and not served: nothing is wrong with that, but it should not surprise.
+pub fn gateway_ready(standing: &Standing<'_>) -> Verdict {
+    let mut verdict = match standing.slots.as_slice() {
+        [(slot, _)] => slot.resolution.verdict.clone(),
+        several => of_several(several.iter().map(|(slot, _)| *slot)),
+    };
+    let surprise = standing.slots.iter().find_map(|(slot, matched)| {
+        let unserved = unserved(standing, slot);
+        let family = unserved
+            .into_iter()
+            .find(|family| matched.families.contains(family))?;
+        Some((family, at_one_of_several(slot)))
+    });
+    if let (None, Some((family, at))) = (&standing.policy.spec.named_families, surprise) {
+        let fate = fate(standing.policy.spec.no_gateway);
+        verdict.message.push_str(&format!(
+            "; without an {family:?} address{at}, {family:?} packets {fate}"
+        ));
+    }
+    verdict
+}
+
+/// One verdict for all entries of `egressGateways`: what one of them can do, the policy can. Those that cannot
+/// are named first.
+fn of_several<'a>(slots: impl Iterator<Item = &'a Slot>) -> Verdict {
+    let verdicts: Vec<(usize, &Verdict)> = slots.map(|slot| &slot.resolution.verdict).enumerate().collect();
+    let (ready, others): (Vec<_>, Vec<_>) = verdicts.iter().partition(|(_, v)| v.holds);
+    let others = others
+        .iter()
+        .map(|(i, v)| format!("egressGateways[{i}]: {}", v.message));
+    let reason = match ready.first() {
+        Some(_) => Reason::GatewayReady,
+        // One that is not Ready may well work, and so says more than one that is not there.
+        None => verdicts
+            .iter()
+            .map(|(_, v)| v.reason)
+            .min_by_key(|reason| *reason != Reason::GatewayNotReady)
+            .unwrap_or(Reason::NoGatewayNode),
+    };
+    let says = ready.iter().map(|(_, v)| v.message.clone());
+    let details: Vec<String> = others.chain(says).collect();
+    Verdict {
+        holds: !ready.is_empty(),
+        reason,
+        message: format!(
+            "{} of {} gateways are ready: {}",
+            ready.len(),
+            verdicts.len(),
+            join(&details)
+        ),
+    }
+}
+
+/// The node of a gateway, where the policy has others.
+fn at_one_of_several(slot: &Slot) -> String {
+    match (&slot.key, &slot.resolution.gateway) {
+        (Some(_), Some(gateway)) => format!(" at {}", gateway.node),
+        _ => String::new(),
+    }
+}
+
+/// Families of the policy's destinations that a gateway of it has no address of.
+fn unserved(standing: &Standing<'_>, slot: &Slot) -> Vec<Family> {
+    let Some(gateway) = &slot.resolution.gateway else {
+        return Vec::new();
+    };
+    let served = gateway.families();
+    let destinations = standing.policy.spec.destinations.iter();
+    let mut families: BTreeSet<Family> = destinations.map(|d| Family::from(d.first())).collect();
+    families.retain(|f| !served.contains(f));
+    families.into_iter().collect()
+}
+
+/// Condition `Degraded`: what works only in part.
+pub fn degraded(standing: &Standing<'_>, plans: &BTreeMap<String, EgressPlanSpec>) -> Vec<(Reason, String)> {
+    let conflicts = standing
+        .slots
+        .iter()
+        .filter_map(|(slot, _)| slot.resolution.conflict.clone());
+    family_not_served(standing)
+        .into_iter()
+        .chain(conflicts.map(|conflict| (Reason::AddressConflict, conflict)))
+        .chain(gateway_missing(standing))
+        .chain(zone_not_served(standing))
+        .chain(source_without_underlay(standing, plans))
+        .collect()
+}
+
+fn family_not_served(standing: &Standing<'_>) -> Option<(Reason, String)> {
+    standing.policy.spec.named_families.as_ref()?;
+    let lacking = standing.slots.iter().find_map(|(slot, _)| {
+        let family = *unserved(standing, slot).first()?;
+        Some((slot.resolution.gateway.as_ref()?, family))
+    });
+    let (gateway, family) = lacking?;
+    let node = &gateway.node;
+    let message = format!(
+        "destinationCIDRs name {family:?}, but {node} has no {family:?} address to send with: \
+         such packets {}; add an address, or remove these CIDRs",
+        fate(standing.policy.spec.no_gateway)
+    );
+    Some((Reason::FamilyNotServed, message))
+}
+
+/// Some of several gateways are not there. If none is, condition `GatewayReady` says so.
+fn gateway_missing(standing: &Standing<'_>) -> Option<(Reason, String)> {
+    let verdicts = standing.slots.iter().map(|(slot, _)| &slot.resolution.verdict);
+    let missing = verdicts.clone().enumerate().filter(|(_, v)| !v.holds);
+    let missing: Vec<String> = missing
+        .map(|(i, v)| format!("egressGateways[{i}]: {}", v.message))
+        .collect();
+    let some = !missing.is_empty() && verdicts.into_iter().any(|v| v.holds);
+    let message = || format!("{}; pods use the gateways that are ready", join(&missing));
+    some.then(|| (Reason::GatewayMissing, message()))
+}
+
+fn zone_not_served(standing: &Standing<'_>) -> Option<(Reason, String)> {
+    let mut far: BTreeMap<&str, usize> = BTreeMap::new();
+    for (node, pods) in standing.slots.iter().flat_map(|(_, matched)| &matched.far) {
+        *far.entry(node).or_default() += pods;
+    }
+    let pods: usize = far.values().sum();
+    let message = format!(
+        "no gateway is in the zone of {}, and zoneAffinity is Require: packets of {pods} pods there {}; \
+         add a gateway in that zone, or write zoneAffinity: Prefer",
+        some_of(far.keys().copied()),
+        fate(standing.policy.spec.no_gateway)
+    );
+    (pods > 0).then_some((Reason::ZoneNotServed, message))
+}
+
+fn source_without_underlay(
+    standing: &Standing<'_>,
+    plans: &BTreeMap<String, EgressPlanSpec>,
+) -> Option<(Reason, String)> {
+    let rootless = |node: &&str| plans.get(*node).is_some_and(|p| p.underlay.is_none());
+    let rootless: Vec<&str> = standing.nodes.iter().copied().filter(rootless).collect();
+    let message = format!(
+        "{} have no InternalIP of the cluster's first family to tunnel from: packets of their pods {}",
+        some_of(rootless.iter().copied()),
+        fate(standing.policy.spec.no_gateway)
+    );
+    (!rootless.is_empty()).then_some((Reason::SourceWithoutUnderlay, message))
+}
+
+/// The first few sentences, and how many more there are.
+fn join(sentences: &[String]) -> String {
+    some_of_with("; ", sentences.iter().map(String::as_str))
+}
