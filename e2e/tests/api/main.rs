@@ -11,7 +11,7 @@ mod agent;
 mod agent_identity;
 mod chart;
 mod cluster;
-mod examples;
+mod documentation;
 mod kinds;
 mod node;
 mod operator;

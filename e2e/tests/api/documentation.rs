@@ -1,4 +1,5 @@
-//! The documentation's examples: the API server takes each as it stands there, and the planner reads it.
+//! The documentation: the API server takes each example as it stands there, the planner reads it, and every field
+//! and every reason is explained.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -71,4 +72,62 @@ fn every_field_has_a_section_with_an_example_that_uses_it() {
             "{heading} has no example that uses it"
         );
     }
+}
+
+/// The words between quotes, or of an enum, on the lines of these files that a function picks.
+fn words(files: &[&str], pick: impl Fn(&str) -> Option<&str>) -> BTreeSet<String> {
+    let mut words = BTreeSet::new();
+    for file in files {
+        let path = Site::root().join(file);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let before = words.len();
+        words.extend(text.lines().filter_map(|line| pick(line).map(str::to_owned)));
+        assert!(words.len() > before, "{file} has none");
+    }
+    words
+}
+
+/// What a `match` arm on this line answers with.
+fn quoted(line: &str) -> Option<&str> {
+    line.split("=> \"").nth(1)?.split('"').next()
+}
+
+/// Every name that the programs say something by is explained.
+#[test]
+fn every_reason_and_category_is_on_the_page() {
+    let page = std::fs::read_to_string(Site::root().join("docs/reasons.md")).unwrap();
+    let agent = [
+        "node-agent/src/error.rs",
+        "node-agent/src/compile/mod.rs",
+        "node-agent/src/kernel/clash/mod.rs",
+        "node-agent/src/kernel/conntrack/mod.rs",
+        "node-agent/src/kernel/nft/error.rs",
+        "node-agent/src/kernel/rtnl/error.rs",
+        "operator/src/error.rs",
+    ];
+    let is_name =
+        |word: &&str| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric);
+    let mut names = words(&agent, |line| quoted(line).filter(is_name));
+    let operator = std::fs::read_to_string(Site::root().join("operator/src/condition.rs")).unwrap();
+    let reasons = operator
+        .split("pub enum Reason {")
+        .nth(1)
+        .and_then(|rest| rest.split("\n}").next());
+    let reasons = reasons.expect("the enum of reasons").lines();
+    names.extend(
+        reasons
+            .filter_map(|line| line.trim().strip_suffix(','))
+            .filter(is_name)
+            .map(str::to_owned),
+    );
+    let drops = words(&["node-agent/src/owned.rs"], |line| {
+        quoted(line)?.strip_prefix("drop_")
+    });
+    names.extend(drops);
+    assert!(names.len() > 60, "{names:?}");
+    let missing: Vec<&String> = names
+        .iter()
+        .filter(|name| !page.contains(&format!("`{name}`")))
+        .collect();
+    assert!(missing.is_empty(), "docs/reasons.md does not explain {missing:?}");
 }
