@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Link;
@@ -27,6 +28,28 @@ pub struct Facts {
     /// that packets on their way are never led to another.
     #[serde(default)]
     pub gateway_numbers: BTreeMap<IpAddr, u8>,
+    /// The links other than the default route's that hold egress addresses of the plan, by index.
+    #[serde(default)]
+    pub exits: Vec<Exit>,
+    /// The numbers under which exits, by the link's index, are in use.
+    #[serde(default)]
+    pub exit_numbers: BTreeMap<u32, u8>,
+}
+
+/// A link by which packets leave because their address is there: the main table alone would send them by another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exit {
+    /// The link.
+    pub link: Link,
+    /// The plan's egress addresses on it. Their families are those that have this exit.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What is reached by it, of those families, and by which next hop; none where it is a neighbour itself.
+    pub routes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// The link's `rp_filter` as somebody else has set it, where replies to the addresses would be dropped for it:
+    /// the way back to who sent them is by another link.
+    #[serde(default)]
+    pub strict: Option<u8>,
 }
 
 /// The interface under the tunnel.

@@ -10,6 +10,7 @@
 //! | ip rules | priority 770 | priority, and a fwmark under our mask; anything else at 770 is a clash |
 //! | routes | tables 7701 to 7763 | the table |
 //! | sysctls | `conf/egressnat0/*` | the link |
+//! | sysctls | `conf/*/rp_filter` of links that egress addresses leave by | map `rp_filter` of the nft table: index of the link, and the value to put back |
 //! | conntrack entries | connection mark under `0x3fff0000` | the mask; entries are only ever deleted |
 
 use std::net::Ipv4Addr;
@@ -23,6 +24,10 @@ pub const TUNNEL: &str = "egressnat0";
 /// The tunnel's own IPv4 address, the same on every node, never seen on a wire: on a device without any, the
 /// kernel's loose reverse path filter drops like the strict one (`__fib_validate_source`).
 pub const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
+
+/// Name of the map that remembers the `rp_filter` of each link that we have made loose, by the link's index. No
+/// rule looks into it: it is there for the process that puts the values back, and goes with all else that is ours.
+pub const RP_FILTER: &str = "rp_filter";
 
 /// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
 pub const OVERHEAD_V4: u32 = 50;
@@ -72,22 +77,25 @@ impl Default for Numbers {
 /// What a packet's routing mark says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RoutingMark {
-    /// By the tunnel to the gateway of this number, 1 to [`RoutingMark::MAX_GATEWAY`]. Numbers are this node's own.
+    /// By the tunnel to the gateway of this number, 1 to [`RoutingMark::MAX_NUMBER`]. Numbers are this node's own.
     Gateway(u8),
-    /// Out by this node, which is the gateway or takes its place.
+    /// Out by this node, which is the gateway, and by no other link than that of this number. Gateways and links
+    /// share the numbers.
+    Exit(u8),
+    /// Out by this node, which is the gateway or takes its place, as its main table says.
     Local,
     /// A reply: back by the tunnel to the node of the pod.
     Reply,
 }
 
 impl RoutingMark {
-    /// How many gateways one node can use at a time.
-    pub const MAX_GATEWAY: u8 = 0x3d;
+    /// How many gateways and exits one node can use at a time.
+    pub const MAX_NUMBER: u8 = 0x3d;
 
     /// The six bits.
     pub fn bits(self) -> u8 {
         match self {
-            Self::Gateway(n) => n,
+            Self::Gateway(n) | Self::Exit(n) => n,
             Self::Local => 0x3e,
             Self::Reply => 0x3f,
         }
@@ -105,10 +113,10 @@ impl Numbers {
         self.table_base + u32::from(mark.bits())
     }
 
-    /// The gateway's number whose table this is.
-    pub fn gateway_of_table(&self, table: u32) -> Option<u8> {
+    /// The number of the gateway or exit whose table this is.
+    pub fn number_of_table(&self, table: u32) -> Option<u8> {
         let number = u8::try_from(table.checked_sub(self.table_base)?).ok()?;
-        (1..=RoutingMark::MAX_GATEWAY).contains(&number).then_some(number)
+        (1..=RoutingMark::MAX_NUMBER).contains(&number).then_some(number)
     }
 
     /// Whether a route table is ours.

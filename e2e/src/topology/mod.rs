@@ -8,6 +8,8 @@
 //!                  outside                                              172.30.0.100, fd00:172:30::100
 //! ```
 //!
+//! If asked for, the gateway has a second interface, in a network of its own: see [`Uplink`].
+//!
 //! Nodes forward, filter by strict reverse path, know each other's pod ranges and masquerade their pods as a
 //! CNI does. The outside has no route to any pod: only what a node translates is answered.
 //!
@@ -21,6 +23,7 @@ mod node;
 mod packet;
 mod server;
 mod tap;
+mod uplink;
 mod vxlan;
 
 pub use address::{Dual, FAMILIES, Family, in_pod_range, on_segment};
@@ -31,6 +34,7 @@ pub use node::{Node, Pod};
 pub use packet::{Packet, Transport};
 pub use server::Server;
 pub use tap::Tap;
+pub use uplink::{ROUTER, Uplink};
 pub use vxlan::{Encapsulation, TUNNEL_PORT, Tunnelled, VNI, send_tunnelled};
 
 use crate::{error::Result, netns::Netns};
@@ -58,6 +62,8 @@ pub struct Options {
     pub cni: Cni,
     /// `net.ipv4.conf.all.src_valid_mark` of every node.
     pub src_valid_mark: bool,
+    /// The gateway has a second interface.
+    pub uplink: bool,
 }
 
 impl Default for Options {
@@ -65,6 +71,7 @@ impl Default for Options {
         Self {
             cni: Cni::Masquerade { priority: 100 },
             src_valid_mark: true,
+            uplink: false,
         }
     }
 }
@@ -80,6 +87,8 @@ pub struct Topology {
     pub gateway: Node,
     /// Another such node.
     pub second: Node,
+    /// Where the gateway's second interface leads, if it has one.
+    pub uplink: Option<Uplink>,
     _server: Server,
 }
 
@@ -111,6 +120,7 @@ impl Topology {
         for node in [&source, &gateway, &second] {
             node.add_routes([&source, &gateway, &second])?;
         }
+        let uplink = options.uplink.then(|| Uplink::new(&gateway)).transpose()?;
         let addresses = [SERVER, API_SERVER, ELSEWHERE].map(Dual::both).concat();
         let server = Server::start(&outside, &addresses, PORT)?;
         Ok(Self {
@@ -118,6 +128,7 @@ impl Topology {
             source,
             gateway,
             second,
+            uplink,
             _server: server,
         })
     }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::mpsc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use clap::Parser;
@@ -15,7 +16,10 @@ use egressnat_agent::{
 };
 use egressnat_crds::EgressPlanSpec;
 use egressnat_e2e::topology::Node;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::timeout,
+};
 
 type Job = Box<dyn FnOnce(&Runtime, &mut Datapath) + Send>;
 
@@ -62,6 +66,14 @@ impl Agent {
     /// Makes the next [`Agent::sync`] read everything from the kernel, as the periodic check does.
     pub fn distrust(&self) {
         self.call(|_, datapath| datapath.distrust());
+    }
+
+    /// Whether it hears of a change of its node's network before so long.
+    pub fn changed(&self, within: Duration) -> bool {
+        self.call(move |runtime, datapath| {
+            let changed = runtime.block_on(async { timeout(within, datapath.changed()).await });
+            changed.is_ok_and(|changed| changed.is_ok())
+        })
     }
 
     /// How many packets were dropped for a reason.

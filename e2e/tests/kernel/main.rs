@@ -13,6 +13,7 @@ mod clash;
 mod cluster_traffic;
 mod coexistence;
 mod connections;
+mod exits;
 mod lifecycle;
 mod no_gateway;
 mod scale;

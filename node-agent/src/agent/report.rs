@@ -75,22 +75,7 @@ fn next_status(
     now: Timestamp,
 ) -> EgressPlanStatus {
     let (status, reason, message) = match result {
-        Ok(report) if report.missing.is_empty() => {
-            let warnings = report.warnings.iter().map(|w| format!("; {w}"));
-            (
-                "True",
-                "Programmed",
-                "the kernel holds what the plan says".to_string() + &warnings.collect::<String>(),
-            )
-        }
-        Ok(report) => {
-            let missing: Vec<String> = report.missing.iter().map(ToString::to_string).collect();
-            (
-                "True",
-                "AddressMissing",
-                format!("programmed, but this node does not hold {}", missing.join(", ")),
-            )
-        }
+        Ok(report) => programmed(report),
         Err(error) => ("False", error.category(), error.to_string()),
     };
     let old = before.conditions.iter().find(|c| c.type_ == "Ready");
@@ -120,8 +105,31 @@ fn next_status(
     }
 }
 
+/// The kernel holds the plan: status, reason and message of the condition.
+fn programmed(report: &Report) -> (&'static str, &'static str, String) {
+    let stranded = report.stranded.iter().map(|(link, family)| {
+        format!("{link} has no {family:?} next hop: by it, only its own networks are reached")
+    });
+    if !report.missing.is_empty() {
+        let missing: Vec<String> = report.missing.iter().map(ToString::to_string).collect();
+        let message = format!("programmed, but this node does not hold {}", missing.join(", "));
+        let rest = stranded.map(|s| format!("; {s}"));
+        return ("True", "AddressMissing", message + &rest.collect::<String>());
+    }
+    if !report.stranded.is_empty() {
+        let stranded: Vec<String> = stranded.collect();
+        let message = format!("programmed, but {}", stranded.join("; "));
+        return ("True", "NextHopMissing", message);
+    }
+    let warnings = report.warnings.iter().map(|w| format!("; {w}"));
+    let message = "the kernel holds what the plan says".to_string() + &warnings.collect::<String>();
+    ("True", "Programmed", message)
+}
+
 #[cfg(test)]
 mod tests {
+    use egressnat_crds::plan::Family;
+
     use super::*;
     use crate::compile::CompileError;
 
@@ -152,6 +160,17 @@ mod tests {
         assert_eq!(failed.conditions[0].status, "False");
         assert_eq!(failed.conditions[0].reason, "TunnelMissing");
         assert_eq!(failed.conditions[0].last_transition_time, Time(at(20)));
+    }
+
+    #[test]
+    fn a_link_without_a_next_hop_is_named() {
+        let report = Report {
+            stranded: [("eth1".into(), Family::IPv6)].into(),
+            ..Report::default()
+        };
+        let status = next(&EgressPlanStatus::default(), 1, &Ok(report), 10);
+        assert_eq!(status.conditions[0].reason, "NextHopMissing");
+        assert!(status.conditions[0].message.contains("eth1 has no IPv6 next hop"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The gateway role: what peers send here.
 
-use egressnat_crds::plan::Peer;
+use egressnat_crds::plan::{Peer, PlanPolicy};
 
 use super::table::*;
 use super::{Context, FAMILIES, digit};
@@ -70,14 +70,8 @@ impl Context<'_> {
 
     /// `id in the tunnel's header -> chain`, and per policy the chain that saves the id.
     fn tunnel_ids(&self, table: &mut Ruleset) {
-        let served = || {
-            self.plan
-                .policies
-                .iter()
-                .filter(|p| p.gateway.is_some())
-                .map(|p| p.id)
-        };
-        let elements = served().map(|id| (ElementKey::Mark(id.into()), goto_data(format!("in_{id}"))));
+        let served = || self.plan.policies.iter().filter(|p| p.gateway.is_some());
+        let elements = served().map(|p| (ElementKey::Mark(p.id.into()), goto_data(format!("in_{}", p.id))));
         table.hash("tunnel_ids", KeyType::Mark, DataType::Verdict, elements);
         table.chain(
             "tunnel_id",
@@ -86,17 +80,27 @@ impl Context<'_> {
                 drop_rule(Drop::UnknownId),
             ],
         );
-        for id in served() {
-            table.chain(
-                format!("in_{id}"),
-                vec![
-                    rule([ct_mark(Cmp::Eq, owned::ct_mark(id)), self.leave_mark(), accept()]),
-                    drop_if([Statement::CtUnplaced], Drop::Unplaced),
-                    // Another policy's translation is bound to this connection: it would leave with that address.
-                    drop_if([has_id()], Drop::Stale),
-                    rule([save_id(id), self.leave_mark(), accept()]),
-                ],
-            );
+        for policy in served() {
+            let mut rules = self.leave(policy, ct_mark(Cmp::Eq, owned::ct_mark(policy.id)));
+            rules.push(drop_if([Statement::CtUnplaced], Drop::Unplaced));
+            // Another policy's translation is bound to this connection: it would leave with that address.
+            rules.push(drop_if([has_id()], Drop::Stale));
+            rules.extend(self.leave(policy, save_id(policy.id)));
+            table.chain(format!("in_{}", policy.id), rules);
+        }
+    }
+
+    /// Out by the way of the packet's family, `first` allowing: one rule where both families have one way.
+    fn leave(&self, policy: &PlanPolicy, first: Statement) -> Vec<Rule> {
+        let ways = FAMILIES.map(|family| (family, self.way_out(policy, family)));
+        match ways {
+            [(_, way), (_, other)] if way == other => vec![rule([first, self.leave_mark(way), accept()])],
+            _ => ways
+                .map(|(family, way)| {
+                    let of_family = Statement::NfProto(family);
+                    rule([of_family, first.clone(), self.leave_mark(way), accept()])
+                })
+                .into(),
         }
     }
 }

@@ -13,6 +13,7 @@
 //!             -> egress        out with the policy's address
 //! ```
 
+mod exits;
 mod gateway;
 mod net;
 mod numbering;
@@ -27,7 +28,8 @@ use std::net::IpAddr;
 
 use egressnat_crds::plan::{EgressPlanSpec, Family, Peer};
 
-use crate::facts::Facts;
+use self::numbering::Assigned;
+use crate::facts::{Exit, Facts};
 use crate::model::{Desired, Link, MacAddr, Net, Tunnel};
 use crate::owned::{self, Numbers, RoutingMark};
 
@@ -48,8 +50,8 @@ pub enum CompileError {
     /// The tunnel is needed and is not there yet.
     #[error("the tunnel device {} is not there", crate::owned::TUNNEL)]
     TunnelMissing,
-    /// More gateways than routing marks.
-    #[error("the plan uses {0} gateways, this node can use {max}", max = RoutingMark::MAX_GATEWAY)]
+    /// More gateways and exits than routing marks.
+    #[error("the plan uses {0} gateways and exits, this node can use {max}", max = RoutingMark::MAX_NUMBER)]
     TooManyGateways(usize),
 }
 
@@ -80,7 +82,9 @@ pub fn compile(
     Ok(Desired {
         ruleset,
         net: net::compile(&context),
+        loose: context.loose(),
         missing: context.missing(),
+        stranded: context.stranded(),
     })
 }
 
@@ -130,6 +134,8 @@ struct Context<'a> {
     peers: BTreeMap<&'a str, &'a Peer>,
     /// The number of each gateway in use, by node.
     gateways: BTreeMap<&'a str, u8>,
+    /// The links by which packets leave because their address is there, by number.
+    exits: BTreeMap<u8, &'a Exit>,
 }
 
 impl<'a> Context<'a> {
@@ -161,7 +167,7 @@ impl<'a> Context<'a> {
                 used.insert(gateway, peer.underlay);
             }
         }
-        let gateways = numbering::assign(&used, &facts.gateway_numbers)?;
+        let Assigned { gateways, exits } = numbering::assign(&used, facts)?;
         Ok(Self {
             plan,
             node,
@@ -170,6 +176,7 @@ impl<'a> Context<'a> {
             tunnel: device.zip(link),
             peers,
             gateways,
+            exits,
         })
     }
 

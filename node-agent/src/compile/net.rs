@@ -8,7 +8,7 @@ use egressnat_crds::plan::{Family, Peer};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::Context;
-use crate::model::{Fdb, IpRule, MacAddr, Neighbour, Net, Route, RouteKind, Sysctl};
+use crate::model::{Fdb, IpRule, MacAddr, Neighbour, Net, Route, RouteKind, Sysctl, Tunnel};
 use crate::owned::{OVERHEAD_V4, OVERHEAD_V6, RoutingMark, TUNNEL};
 
 /// What the tunnel adds to a packet, in octets.
@@ -21,9 +21,15 @@ pub(super) fn overhead(underlay: IpAddr) -> u32 {
 }
 
 pub(super) fn compile(context: &Context<'_>) -> Net {
-    let Some((tunnel, _)) = &context.tunnel else {
-        return Net::default();
-    };
+    let mut net = context
+        .tunnel
+        .as_ref()
+        .map_or_else(Net::default, |(tunnel, _)| with_tunnel(context, tunnel));
+    context.exit_network(&mut net);
+    net
+}
+
+fn with_tunnel(context: &Context<'_>, tunnel: &Tunnel) -> Net {
     let peers = &context.plan.peers;
     Net {
         tunnel: Some(tunnel.clone()),
@@ -117,7 +123,7 @@ impl Context<'_> {
     }
 
     /// The cluster's ranges that hold this node's pods, and the addresses of pods outside of all.
-    fn own_ranges(&self) -> BTreeSet<IpNet> {
+    pub(super) fn own_ranges(&self) -> BTreeSet<IpNet> {
         let pods = self.plan.pods.iter().flat_map(|p| &p.ips);
         let mut ranges = BTreeSet::new();
         for ip in pods.filter(|ip| self.families().any(|f| f == (**ip).into())) {
@@ -164,7 +170,8 @@ fn next_hop(peer: &Peer, family: Family) -> IpAddr {
     }
 }
 
-fn default_of(family: Family) -> IpNet {
+/// Everywhere.
+pub(super) fn default_of(family: Family) -> IpNet {
     match family {
         Family::IPv4 => IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
         Family::IPv6 => IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),

@@ -35,6 +35,7 @@ impl Context<'_> {
             out_of_tunnel(&mut table);
         }
         self.gateway(&mut table);
+        self.exit_chains(&mut table);
         Ok(table)
     }
 
@@ -94,12 +95,8 @@ impl Context<'_> {
             table.chain("to_tunnel", to_tunnel);
             table.chain("clamp", clamp(tunnel));
         }
-        let by_this_node = Statement::MetaMark(Masked {
-            mask: self.numbers.mark_mask,
-            cmp: Cmp::Eq,
-            value: self.numbers.mark(RoutingMark::Local),
-        });
-        captured.push(rule([by_this_node, goto("out")]));
+        captured.push(rule([self.has_routing_mark(RoutingMark::Local), goto("out")]));
+        captured.extend(self.by_exit());
         captured.push(rule([Statement::CtDirection(Direction::Reply), goto("out")]));
         captured.push(drop_rule(Drop::WrongDoor));
         table.chain("captured", captured);
@@ -165,6 +162,15 @@ impl Context<'_> {
         table.base("raw_output", ChainKind::Filter, Hook::Output, RAW, vec![to]);
     }
 
+    /// The routing mark compared.
+    pub(super) fn has_routing_mark(&self, mark: RoutingMark) -> Statement {
+        Statement::MetaMark(Masked {
+            mask: self.numbers.mark_mask,
+            cmp: Cmp::Eq,
+            value: self.numbers.mark(mark),
+        })
+    }
+
     /// Replaces the routing mark.
     pub(super) fn set_routing_mark(&self, mark: RoutingMark) -> Statement {
         Statement::SetMetaMark {
@@ -174,11 +180,10 @@ impl Context<'_> {
     }
 
     /// Clears what the tunnel's header left in the packet mark and sets the routing mark.
-    pub(super) fn leave_mark(&self) -> Statement {
-        let bits = self.numbers.mark(RoutingMark::Local);
+    pub(super) fn leave_mark(&self, mark: RoutingMark) -> Statement {
         Statement::SetMetaMark {
             keep: !(self.numbers.mark_mask | GBP_MASK),
-            bits,
+            bits: self.numbers.mark(mark),
         }
     }
 

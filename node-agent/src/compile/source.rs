@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::interval::{self, Interval};
-use egressnat_crds::plan::{EgressPlanSpec, Family, PlanPod, Profile, SourceRole};
+use egressnat_crds::plan::{EgressPlanSpec, Family, PlanPod, PlanPolicy, Profile, SourceRole};
 use egressnat_crds::policy::NoGateway;
 use ipnet::IpNet;
 
 use super::table::*;
-use super::{CompileError, Context, FAMILIES, digit};
+use super::{CompileError, Context, FAMILIES, digit, exits};
 use crate::model::KeyType;
 use crate::model::rule::digest;
 use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Set, Statement};
@@ -134,7 +134,7 @@ impl Context<'_> {
                                 .map(|n| (key, goto_data(format!("gw_{n}")))),
                         );
                     }
-                    Some(Way::Here) => ids.push((key, goto_data("local"))),
+                    Some(Way::Here) => ids.push((key, goto_data(self.chain_out(policy, family)))),
                     Some(Way::AsNode) => {
                         ids.push((key, goto_data("local")));
                         as_node.push((key, Data::None));
@@ -154,6 +154,13 @@ impl Context<'_> {
                 DataType::None,
                 as_node,
             );
+        }
+    }
+
+    fn chain_out(&self, policy: &PlanPolicy, family: Family) -> String {
+        match self.way_out(policy, family) {
+            RoutingMark::Exit(number) => exits::exit_chain(number),
+            _ => "local".into(),
         }
     }
 

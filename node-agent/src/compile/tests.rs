@@ -57,7 +57,7 @@ fn goldens() {
 
 #[test]
 fn every_reference_of_a_ruleset_leads_somewhere() {
-    for case in ["source", "gateway", "both-roles", "overlap"] {
+    for case in ["source", "gateway", "both-roles", "overlap", "exit"] {
         let ruleset = compiled(&input(case)).unwrap().ruleset.unwrap();
         let text = ruleset.to_string();
         for word in text.split_whitespace().collect::<Vec<_>>().windows(2) {
@@ -94,6 +94,62 @@ fn a_gateway_keeps_its_number_when_another_comes() {
     assert_eq!(old.sets["ids4"].elements[&id], new.sets["ids4"].elements[&id]);
     assert!(after.net.routes.is_superset(&before.net.routes));
     assert!(after.net.rules.is_superset(&before.net.rules));
+}
+
+#[test]
+fn exits_keep_their_numbers_too_and_share_none_with_gateways() {
+    let mut case = input("exit");
+    // A gateway that comes takes none of those in use.
+    case.facts.exit_numbers = [(3, 1)].into();
+    let before = compiled(&case).unwrap();
+    let mut source = case.plan.policies[0].source.clone().unwrap();
+    source.gateway = Some("k8s-guide-worker".into());
+    case.plan.policies[2].source = Some(source);
+    let after = compiled(&case).unwrap();
+    assert!(after.net.routes.is_superset(&before.net.routes));
+    let new: BTreeSet<_> = after
+        .net
+        .rules
+        .difference(&before.net.rules)
+        .map(|r| r.table)
+        .collect();
+    assert_eq!(new, [7702].into());
+}
+
+#[test]
+fn an_address_that_moves_to_an_exit_takes_its_connections_along() {
+    let exit = compiled(&input("exit")).unwrap().ruleset.unwrap();
+    let mut case = input("exit");
+    case.facts.exits.clear();
+    let main = compiled(&case).unwrap().ruleset.unwrap();
+    for (from, to) in [(&main, &exit), (&exit, &main)] {
+        let observed = ObservedTable::from(from);
+        assert_ne!(diff::nft::diff(Some(to), Some(&observed)), []);
+        assert!(diff::flows::concerned(Some(to), Some(&observed)).is_empty());
+        let (ids, steps) = diff::flows::leave_tunnel(Some(to), &mut observed.clone());
+        assert!(ids.is_empty() && steps.is_empty());
+    }
+}
+
+#[test]
+fn a_gateway_without_exits_has_nothing_of_theirs() {
+    let mut case = input("exit");
+    case.facts.exits.clear();
+    let text = compiled(&case).unwrap().to_string();
+    for word in [
+        "exit",
+        "eth1",
+        "rp_filter { ",
+        "0x05000000",
+        "7705",
+        "unreachable",
+    ] {
+        assert!(
+            compiled(&input("exit")).unwrap().to_string().contains(word),
+            "{word}"
+        );
+        assert!(!text.contains(word), "{word}");
+    }
 }
 
 struct ElementKeyOf(u16);
@@ -202,7 +258,7 @@ fn contradictions_of_a_plan_are_refused_by_name() {
 #[test]
 fn more_gateways_than_marks_are_refused() {
     let mut case = input("source");
-    for n in 0..=RoutingMark::MAX_GATEWAY {
+    for n in 0..=RoutingMark::MAX_NUMBER {
         let node = format!("gateway-{n}");
         case.plan.peers.push(egressnat_crds::plan::Peer {
             node: node.clone(),

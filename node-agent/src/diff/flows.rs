@@ -91,7 +91,7 @@ pub fn leave_tunnel(
 
 /// Whether an id's packets go into the tunnel, or come out of it.
 fn uses_tunnel(data: &Data) -> bool {
-    matches!(data, Data::Verdict(Verdict::Goto(chain)) if chain != "local")
+    matches!(data, Data::Verdict(Verdict::Goto(chain)) if chain.starts_with("gw_") || chain.starts_with("in_"))
 }
 
 struct Change<'a> {

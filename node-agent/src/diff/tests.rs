@@ -189,10 +189,10 @@ fn net() -> impl Strategy<Value = Net> {
             .map(|(k, v)| Route {
                 table: 7701,
                 to: address(*k).into(),
-                kind: if *v == 0 {
-                    RouteKind::Throw
-                } else {
-                    RouteKind::Tunnel { via: address(*v) }
+                kind: match *v {
+                    0 => RouteKind::Throw,
+                    1 => RouteKind::Unreachable,
+                    _ => RouteKind::Tunnel { via: address(*v) },
                 },
             })
             .collect(),

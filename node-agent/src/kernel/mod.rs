@@ -6,6 +6,7 @@ pub mod clash;
 pub mod conntrack;
 pub mod netlink;
 pub mod nft;
+pub mod observe_exits;
 pub mod observe_facts;
 pub mod rtnl;
 pub mod sysctl;

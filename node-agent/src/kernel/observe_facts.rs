@@ -1,12 +1,14 @@
 //! What one look at the node's network says to the compiler and to the operator.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use egressnat_crds::plan::{Family, NodeInterface};
+use egressnat_crds::plan::{EgressPlanSpec, Family, NodeInterface};
 
+use super::observe_exits;
 use super::rtnl::{NodeAddress, NodeLink, Observed};
 use super::sysctl::{SysctlError, Sysctls};
+use crate::diff::ObservedTable;
 use crate::facts::{Facts, Underlay};
 use crate::model::{MacAddr, RouteKind};
 use crate::owned::{Numbers, TUNNEL};
@@ -14,16 +16,17 @@ use crate::owned::{Numbers, TUNNEL};
 /// kube-proxy's IPVS mode keeps the addresses of all Services on it. They are no node's.
 const IPVS: &str = "kube-ipvs0";
 
-/// What compiling a plan needs to know. `underlay` is the plan's.
+/// What compiling `plan` needs to know. `table` is ours, as the kernel shows it.
 pub fn observe_facts(
     observed: &Observed,
+    table: Option<&ObservedTable>,
     sysctls: &Sysctls,
-    underlay: Option<IpAddr>,
+    plan: &EgressPlanSpec,
     numbers: &Numbers,
 ) -> Result<Facts, SysctlError> {
     let usable = observed.addresses.iter().filter(|a| !a.unusable);
     Ok(Facts {
-        underlay: underlay.and_then(|address| underlay_link(observed, address)),
+        underlay: plan.underlay.and_then(|address| underlay_link(observed, address)),
         tunnel: observed
             .tunnel_link()
             .filter(|l| l.vxlan.is_some())
@@ -31,6 +34,8 @@ pub fn observe_facts(
         addresses: usable.map(|a| a.address).collect(),
         ipv6: sysctls.ipv6()?,
         gateway_numbers: gateway_numbers(observed, numbers),
+        exits: observe_exits::exits(observed, sysctls, plan, table)?,
+        exit_numbers: observe_exits::exit_numbers(observed, numbers),
     })
 }
 
@@ -38,29 +43,31 @@ pub fn observe_facts(
 ///
 /// The preferred address of each family stands first: primary before secondary, lasting before temporary.
 /// A deprecated address is there only where somebody put it, as keepalived does with virtual addresses,
-/// and last. Not listed are links that hold no address of the node's own: those of pods, the tunnel, and
+/// and last. An interface with alternative names is listed under each, so that a policy may use any. Not listed are links that hold no address of the node's own: those of pods, the tunnel, and
 /// that of kube-proxy's IPVS.
 pub fn interfaces(observed: &Observed) -> Vec<NodeInterface> {
-    let defaults = default_links(observed);
-    let mut interfaces: Vec<_> = observed
-        .links
-        .iter()
-        .filter(|link| link.name != TUNNEL && link.name != IPVS)
-        .map(|link| NodeInterface {
-            name: link.name.clone(),
-            addresses: addresses_of(observed, link),
-            default_route: [Family::IPv4, Family::IPv6]
-                .into_iter()
-                .filter(|f| defaults.contains(&(*f, link.index)))
-                .collect(),
-        })
-        .filter(|interface| !interface.addresses.is_empty())
-        .collect();
+    let defaults = [Family::IPv4, Family::IPv6].map(|f| (f, observed.default_links(f)));
+    let own = |link: &&NodeLink| link.name != TUNNEL && link.name != IPVS;
+    let mut interfaces = Vec::new();
+    for link in observed.links.iter().filter(own) {
+        let addresses = addresses_of(observed, link);
+        let of_link = defaults.iter().filter(|(_, links)| links.contains(&link.index));
+        let default_route: Vec<Family> = of_link.map(|(family, _)| *family).collect();
+        let names = [&link.name]
+            .into_iter()
+            .chain(&link.altnames)
+            .filter(|_| !addresses.is_empty());
+        interfaces.extend(names.map(|name| NodeInterface {
+            name: name.clone(),
+            addresses: addresses.clone(),
+            default_route: default_route.clone(),
+        }));
+    }
     interfaces.sort();
     interfaces
 }
 
-fn underlay_link(observed: &Observed, address: IpAddr) -> Option<Underlay> {
+pub(super) fn underlay_link(observed: &Observed, address: IpAddr) -> Option<Underlay> {
     let holder = observed.addresses.iter().find(|a| a.address == address)?;
     let link = observed.link(holder.index)?;
     Some(Underlay {
@@ -78,7 +85,7 @@ fn gateway_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<IpAddr, u
     let remotes: BTreeMap<MacAddr, IpAddr> = net.fdb.iter().map(|e| (e.mac, e.remote)).collect();
     let mut in_use = BTreeMap::new();
     for route in &net.routes {
-        let (Some(number), RouteKind::Tunnel { via }) = (numbers.gateway_of_table(route.table), &route.kind)
+        let (Some(number), RouteKind::Tunnel { via }) = (numbers.number_of_table(route.table), &route.kind)
         else {
             continue;
         };
@@ -90,20 +97,6 @@ fn gateway_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<IpAddr, u
         }
     }
     in_use
-}
-
-fn default_links(observed: &Observed) -> BTreeSet<(Family, u32)> {
-    let mut best = BTreeMap::new();
-    for route in &observed.default_routes {
-        let lowest = best.entry(route.family).or_insert(route.metric);
-        *lowest = route.metric.min(*lowest);
-    }
-    observed
-        .default_routes
-        .iter()
-        .filter(|route| best.get(&route.family) == Some(&route.metric))
-        .flat_map(|route| route.links.iter().map(|index| (route.family, *index)))
-        .collect()
 }
 
 fn addresses_of(observed: &Observed, link: &NodeLink) -> Vec<IpAddr> {
@@ -134,9 +127,6 @@ fn nameable(address: &NodeAddress) -> bool {
 /// interface of the node that is a veth itself, as in kind, has a default route or its network's prefix.
 fn pods_gateway(observed: &Observed, link: &NodeLink, address: &NodeAddress) -> bool {
     let host_prefix = if address.address.is_ipv4() { 32 } else { 128 };
-    let uplink = || {
-        let mut routes = observed.default_routes.iter();
-        routes.any(|route| route.links.contains(&link.index))
-    };
+    let uplink = || observed.default_routes().any(|route| route.link == link.index);
     link.kind == "veth" && link.leads_elsewhere && address.prefix == host_prefix && !uplink()
 }

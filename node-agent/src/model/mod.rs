@@ -7,9 +7,11 @@ pub mod net;
 pub mod rule;
 pub mod ruleset;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+
+use egressnat_crds::plan::Family;
 
 pub use net::{Fdb, IpRule, MacAddr, Neighbour, Net, Route, RouteKind, Sysctl, Tunnel};
 pub use rule::{Cmp, Direction, Key, Link, Rule, Statement, Verdict};
@@ -22,8 +24,12 @@ pub struct Desired {
     pub ruleset: Option<Ruleset>,
     /// Tunnel device, neighbours, routes, rules, sysctls.
     pub net: Net,
+    /// Links that take packets from whatever source: `rp_filter` is 2, where it was found to be this.
+    pub loose: BTreeMap<Link, u8>,
     /// Egress addresses of the plan that the node does not hold.
     pub missing: BTreeSet<IpAddr>,
+    /// Links that hold egress addresses and have no next hop: only their own networks are reached by them.
+    pub stranded: BTreeSet<(String, Family)>,
 }
 
 impl fmt::Display for Desired {
@@ -31,14 +37,26 @@ impl fmt::Display for Desired {
         let Self {
             ruleset,
             net,
+            loose,
             missing,
+            stranded,
         } = self;
         write!(f, "{net}")?;
+        for (link, found) in loose {
+            writeln!(
+                f,
+                "sysctl -w net/ipv4/conf/{}/rp_filter=2 # found {found}",
+                link.name
+            )?;
+        }
         if let Some(ruleset) = ruleset {
             write!(f, "{ruleset}")?;
         }
         for address in missing {
             writeln!(f, "# missing on this node: {address}")?;
+        }
+        for (link, family) in stranded {
+            writeln!(f, "# no {family:?} next hop by {link}")?;
         }
         Ok(())
     }

@@ -87,8 +87,18 @@ pub enum RouteKind {
         /// The next hop.
         via: IpAddr,
     },
+    /// By a link of the node.
+    Link {
+        /// The link.
+        link: Link,
+        /// The next hop, taken for a neighbour on the link whatever other routes say (`onlink`); none where the
+        /// destination itself is one. May be IPv6 for an IPv4 route.
+        via: Option<IpAddr>,
+    },
     /// As if this table were not there: on to the next rule.
     Throw,
+    /// Nowhere, said to the sender.
+    Unreachable,
 }
 
 /// `ip rule`: packets with this mark use that table. Protocol `kernel`, since systemd-networkd deletes
@@ -242,20 +252,31 @@ impl fmt::Display for Route {
             to.to_string()
         };
         match kind {
-            RouteKind::Tunnel { via } => {
-                let via = if via.is_ipv6() {
-                    format!("inet6 {via}")
-                } else {
-                    via.to_string()
-                };
-                write!(
-                    f,
-                    "{ip} route add {to} via {via} dev {} onlink table {table}",
-                    owned::TUNNEL
-                )
+            RouteKind::Tunnel { via } => write!(
+                f,
+                "{ip} route add {to} via {} dev {} onlink table {table}",
+                next_hop(via),
+                owned::TUNNEL
+            ),
+            RouteKind::Link { link, via: Some(via) } => write!(
+                f,
+                "{ip} route add {to} via {} dev {} onlink table {table}",
+                next_hop(via),
+                link.name
+            ),
+            RouteKind::Link { link, via: None } => {
+                write!(f, "{ip} route add {to} dev {} table {table}", link.name)
             }
             RouteKind::Throw => write!(f, "{ip} route add throw {to} table {table}"),
+            RouteKind::Unreachable => write!(f, "{ip} route add unreachable {to} table {table}"),
         }
+    }
+}
+
+fn next_hop(via: &IpAddr) -> String {
+    match via {
+        IpAddr::V4(via) => via.to_string(),
+        IpAddr::V6(via) => format!("inet6 {via}"),
     }
 }
 

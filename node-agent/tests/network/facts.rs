@@ -7,10 +7,17 @@ use egressnat_agent::kernel::observe_facts::{interfaces, observe_facts};
 use egressnat_agent::kernel::rtnl::Observed;
 use egressnat_agent::kernel::sysctl::Sysctls;
 use egressnat_agent::owned::Numbers;
-use egressnat_crds::plan::Family;
+use egressnat_crds::plan::{EgressPlanSpec, Family};
 
 use crate::netns::{Elsewhere, in_netns, ip, make_underlay, rtnl, tunnel};
-use crate::sample::{UNDERLAYS, desired, peer, reach};
+use crate::sample::{EXIT, UNDERLAYS, desired, peer, reach};
+
+pub fn with_underlay(underlay: Option<IpAddr>) -> EgressPlanSpec {
+    EgressPlanSpec {
+        underlay,
+        ..EgressPlanSpec::default()
+    }
+}
 
 #[test]
 fn gateways_keep_their_numbers() {
@@ -20,17 +27,19 @@ fn gateways_keep_their_numbers() {
             let mut rtnl = rtnl();
             let net = desired(tunnel(&underlay, local), 3);
             let local: IpAddr = local.parse().unwrap();
+            let plan = with_underlay(Some(local));
             let (sysctls, numbers) = (Sysctls::default(), Numbers::default());
 
             let observed = rtnl.observe().await.unwrap();
-            let before = observe_facts(&observed, &sysctls, Some(local), &numbers).unwrap();
+            let before = observe_facts(&observed, None, &sysctls, &plan, &numbers).unwrap();
             assert_eq!((before.tunnel, before.gateway_numbers), (None, BTreeMap::new()));
 
             reach(&mut rtnl, &net).await;
             let observed = rtnl.observe().await.unwrap();
-            let facts = observe_facts(&observed, &sysctls, Some(local), &numbers).unwrap();
+            let facts = observe_facts(&observed, None, &sysctls, &plan, &numbers).unwrap();
             let wanted = [1, 2, 3].map(|n| (peer(local, n), u8::try_from(n).unwrap()));
             assert_eq!(facts.gateway_numbers, wanted.into());
+            assert_eq!(facts.exit_numbers, [(underlay.index, EXIT)].into());
             assert_eq!(facts.tunnel.unwrap().name, "egressnat0");
         });
     }
@@ -46,7 +55,7 @@ fn the_underlay_is_the_link_that_holds_its_address() {
         let observed = rtnl().observe().await.unwrap();
         for local in UNDERLAYS {
             let local = local.parse().ok();
-            let facts = observe_facts(&observed, &sysctls, local, &numbers).unwrap();
+            let facts = observe_facts(&observed, None, &sysctls, &with_underlay(local), &numbers).unwrap();
             let found = facts.underlay.unwrap();
             assert_eq!((found.link, found.mtu), (underlay.clone(), 1420));
             let held = ["127.0.0.1", "::1", "198.51.100.7", "192.0.2.1", "2001:db8::1"];
@@ -57,10 +66,10 @@ fn the_underlay_is_the_link_that_holds_its_address() {
             assert!(facts.ipv6);
         }
         let nobodys = "192.0.2.2".parse().ok();
-        let facts = observe_facts(&observed, &sysctls, nobodys, &numbers).unwrap();
+        let facts = observe_facts(&observed, None, &sysctls, &with_underlay(nobodys), &numbers).unwrap();
         assert_eq!(facts.underlay, None);
         sysctls.write("ipv6/conf/all/disable_ipv6", "1").unwrap();
-        let facts = observe_facts(&observed, &sysctls, None, &numbers).unwrap();
+        let facts = observe_facts(&observed, None, &sysctls, &with_underlay(None), &numbers).unwrap();
         assert!(!facts.ipv6);
     });
 }
@@ -73,6 +82,7 @@ fn interfaces_have_the_addresses_that_a_policy_may_name() {
         let commands = [
             // In this order the kernel makes 192.0.2.7 a secondary, and prefers 203.0.113.9 to nothing.
             "address add 192.0.2.7/24 dev up0",
+            "link property add dev up0 altname enp0s31f6",
             "address add 203.0.113.9/32 dev up0",
             "address add 192.0.3.8/24 scope link dev up0",
             "address add 169.254.20.10/32 dev up0",
@@ -108,6 +118,7 @@ fn interfaces_have_the_addresses_that_a_policy_may_name() {
             text.collect::<Vec<_>>(),
             [
                 "br0 [10.244.0.1] []",
+                "enp0s31f6 [192.0.2.1, 203.0.113.9, 192.0.2.7, 2001:db8::1, 2001:db8:0:1::5, 2001:db8::7] []",
                 "eth8 [198.51.100.8] [IPv4]",
                 "eth9 [172.18.0.2] []",
                 "lo [198.51.100.7] []",

@@ -5,6 +5,7 @@
 
 mod clash;
 mod conntrack;
+mod exits;
 mod facts;
 mod monitor;
 mod netns;

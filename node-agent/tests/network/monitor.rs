@@ -8,7 +8,7 @@ use egressnat_agent::kernel::rtnl::Monitor;
 use egressnat_agent::owned::Numbers;
 use tokio::time::timeout;
 
-use crate::netns::{in_netns, ip, make_underlay, rtnl, run, tunnel};
+use crate::netns::{in_netns, index, ip, make_underlay, rtnl, run, tunnel};
 use crate::sample::{desired, reach};
 
 /// Long enough to hear of a change, which takes a fifth of a second at most.
@@ -45,6 +45,9 @@ fn changes_that_concern_us_are_told() {
             "ip -6 address add 2001:db8::9/64 dev up0 nodad".into(),
             "ip -6 address del 2001:db8::9/64 dev up0".into(),
             "ip route add default via 192.0.2.254".into(),
+            "ip route add default via 192.0.2.9 table 99".into(),
+            "ip route del default via 192.0.2.9 table 99".into(),
+            "ip link property add dev up0 altname enp0s31f6".into(),
             "ip link set up0 mtu 1400".into(),
             "ip link set up1 name eth1".into(),
             format!("bridge fdb del {mac} dev egressnat0"),
@@ -75,7 +78,7 @@ fn changes_of_others_are_not_told() {
             "link set far1 up",
             "link del pod1",
             "route add 10.9.0.0/16 dev up0",
-            "route add default via 192.0.2.9 table 99",
+            "route add 10.9.0.0/16 via 192.0.2.9 table 99",
             "neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 dev up0",
         ];
         for change in changes {
@@ -86,6 +89,48 @@ fn changes_of_others_are_not_told() {
         // It could have been.
         ip("route add 10.9.0.0/16 dev up0 table 7701");
         assert!(told(&mut monitor).await);
+    });
+}
+
+/// Routes of links by which egress addresses leave, and the ups and downs of those and of the default route's: with
+/// a link the kernel takes IPv4 routes away and says nothing of them.
+#[test]
+fn the_doings_of_watched_links_are_told() {
+    in_netns(|| async {
+        let up0 = make_underlay().index;
+        ip("route add default via 192.0.2.254");
+        let mut monitor = Monitor::open(Numbers::default()).unwrap();
+        // Not by a link that nobody watches.
+        let changes = [
+            "route add 10.9.0.0/16 via 192.0.2.9",
+            "route del 10.9.0.0/16 via 192.0.2.9",
+            "-6 route add 2001:db8:9::/48 via 2001:db8::9",
+            "-6 route del 2001:db8:9::/48 via 2001:db8::9",
+        ];
+        drain(&mut monitor).await;
+        changes.iter().for_each(|change| drop(ip(change)));
+        let changed = timeout(SILENCE, monitor.changed()).await;
+        assert!(changed.is_err(), "one of these was told");
+        monitor.watch([up0].into(), [up0].into());
+        for change in changes {
+            drain(&mut monitor).await;
+            ip(change);
+            assert!(told(&mut monitor).await, "{change}");
+        }
+        // Without addresses, whose going would be told as well.
+        ip("link add up2 type veth peer name up3");
+        let up2 = index("up2");
+        drain(&mut monitor).await;
+        ip("link set up2 up");
+        ip("link set up2 down");
+        let changed = timeout(SILENCE, monitor.changed()).await;
+        assert!(changed.is_err(), "a link that nobody watches");
+        monitor.watch([up2].into(), [].into());
+        for change in ["link set up2 up", "link set up2 down"] {
+            drain(&mut monitor).await;
+            ip(change);
+            assert!(told(&mut monitor).await, "{change}");
+        }
     });
 }
 

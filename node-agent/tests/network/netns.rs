@@ -68,11 +68,21 @@ pub fn make_underlay() -> Link {
     ip("link set up0 up");
     ip("address add 192.0.2.1/24 dev up0");
     ip("address add 2001:db8::1/64 dev up0 nodad");
-    let index = json("ip -j link show up0")[0]["ifindex"].as_u64().unwrap();
+    link("up0")
+}
+
+/// A link of that name.
+pub fn link(name: &str) -> Link {
     Link {
-        name: "up0".into(),
-        index: u32::try_from(index).unwrap(),
+        name: name.into(),
+        index: index(name),
     }
+}
+
+/// The index of the link of that name.
+pub fn index(name: &str) -> u32 {
+    let index = json(&format!("ip -j link show {name}"))[0]["ifindex"].as_u64();
+    u32::try_from(index.unwrap()).unwrap()
 }
 
 /// The tunnel on [`make_underlay`]'s interface.

@@ -126,12 +126,15 @@ fn route_text(route: &Route) -> String {
         0 => "default".to_string(),
         _ => route.to.to_string(),
     };
-    match route.kind {
-        RouteKind::Throw => format!("throw {to} table {}", route.table),
-        RouteKind::Tunnel { via } => format!(
-            "unicast {to} via {via} dev egressnat0 onlink table {}",
-            route.table
-        ),
+    let table = route.table;
+    match &route.kind {
+        RouteKind::Throw => format!("throw {to} table {table}"),
+        RouteKind::Unreachable => format!("unreachable {to} table {table}"),
+        RouteKind::Tunnel { via } => format!("unicast {to} via {via} dev egressnat0 onlink table {table}"),
+        RouteKind::Link { link, via: Some(via) } => {
+            format!("unicast {to} via {via} dev {} onlink table {table}", link.name)
+        }
+        RouteKind::Link { link, via: None } => format!("unicast {to} dev {} table {table}", link.name),
     }
 }
 
@@ -139,17 +142,17 @@ fn seen_route_text(route: &Value) -> String {
     assert_eq!(route["protocol"], "kernel");
     let word = |value: &Value| value.as_str().unwrap_or("?").to_string();
     let (kind, to, table) = (word(&route["type"]), word(&route["dst"]), word(&route["table"]));
-    if kind == "throw" {
-        return format!("throw {to} table {table}");
+    if kind != "unicast" {
+        return format!("{kind} {to} table {table}");
     }
-    let via = match &route["gateway"] {
-        Value::Null => word(&route["via"]["host"]),
-        gateway => word(gateway),
+    let via = match (&route["gateway"], &route["via"]["host"]) {
+        (Value::Null, Value::Null) => String::new(),
+        (Value::Null, via) | (via, _) => format!("via {} ", word(via)),
     };
     let onlink = route["flags"].as_array().unwrap().contains(&"onlink".into());
-    let onlink = if onlink { "onlink" } else { "" };
+    let onlink = if onlink { "onlink " } else { "" };
     format!(
-        "{kind} {to} via {via} dev {} {onlink} table {table}",
+        "{kind} {to} {via}dev {} {onlink}table {table}",
         word(&route["dev"])
     )
 }

@@ -34,6 +34,29 @@ pub fn route(table: u32, to: &str, kind: RouteKind) -> Route {
     Route { table, to, kind }
 }
 
+/// The number of the sample's exit.
+pub const EXIT: u8 = 60;
+
+/// An exit by the link under the tunnel: every kind of route that one can have, in both families.
+fn exit(net: &Net) -> [Route; 8] {
+    let link = &net.tunnel.as_ref().unwrap().underlay;
+    let by = |via: Option<&str>| RouteKind::Link {
+        link: link.clone(),
+        via: via.map(|via| via.parse().unwrap()),
+    };
+    let table = Numbers::default().table(RoutingMark::Exit(EXIT));
+    [
+        route(table, "0.0.0.0/0", RouteKind::Unreachable),
+        route(table, "10.244.0.0/16", RouteKind::Throw),
+        route(table, "192.0.2.0/24", by(None)),
+        route(table, "198.51.100.0/24", by(Some("192.0.2.77"))),
+        route(table, "203.0.113.0/24", by(Some("fe80::77"))),
+        route(table, "::/0", by(Some("fe80::77"))),
+        route(table, "2001:db8::/64", by(None)),
+        route(table, "2001:db8:9::/48", RouteKind::Unreachable),
+    ]
+}
+
 /// All that a node with so many gateways and peers has.
 pub fn desired(tunnel: Tunnel, peers: u16) -> Net {
     let numbers = Numbers::default();
@@ -48,6 +71,7 @@ pub fn desired(tunnel: Tunnel, peers: u16) -> Net {
     };
     net.sysctls.insert(sysctl("ipv4/conf/egressnat0/rp_filter", "2"));
     net.sysctls.insert(sysctl("ipv6/conf/egressnat0/accept_ra", "0"));
+    net.routes.extend(exit(&net));
     for n in 1..=peers {
         let remote = peer(local, n);
         let mac = MacAddr::of_underlay(remote);

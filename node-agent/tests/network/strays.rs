@@ -31,9 +31,9 @@ fn what_is_ours_by_its_place_but_not_as_ours_are_is_found_and_removed() {
 fn make_strays(net: &Net) -> usize {
     let commands = [
         "ip route add 0.0.0.0/0 via 192.0.2.9 dev egressnat0 onlink metric 5 table 7701 protocol kernel",
-        "ip route add unreachable 10.9.0.0/16 table 7702 protocol kernel",
+        "ip route add prohibit 10.9.0.0/16 table 7702 protocol kernel",
         "ip route add 10.8.0.0/16 table 7702 protocol kernel nexthop dev up0 nexthop dev egressnat0",
-        "ip -6 route add fd09::/48 dev up0 table 7703 protocol kernel",
+        "ip -6 route add fd09::/48 dev up0 metric 5 table 7703 protocol kernel",
         "ip -6 route add fd08::/48 via fe80::9 dev egressnat0 onlink table 7703 protocol kernel mtu 1300",
         "ip -6 route add fd07::/48 table 7703 protocol kernel nexthop via fe80::9 dev up0 nexthop via fe80::8 dev up0",
         "ip rule add priority 770 from 10.0.0.0/8 fwmark 0x1000000/0x3f000000 lookup 7701 protocol kernel",

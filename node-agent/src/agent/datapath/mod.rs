@@ -1,6 +1,7 @@
 //! The kernel brought in step with a plan.
 
 mod pods;
+mod reverse_path;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -41,6 +42,8 @@ pub struct Report {
     pub flows: usize,
     /// Egress addresses of the plan that this node does not hold.
     pub missing: BTreeSet<IpAddr>,
+    /// Links of egress addresses, by name, that have no next hop.
+    pub stranded: BTreeSet<(String, Family)>,
     /// What hinders some traffic without keeping us from our work.
     pub warnings: Vec<Clash>,
 }
@@ -140,16 +143,17 @@ impl Datapath {
         };
         let mut known = self.put_tunnel(plan, known, &mut report).await?;
         let facts = self.facts(plan, &known)?;
+        self.watch(&known.network, &facts);
         if self.verify || !self.pods_only(plan, &facts, &mut known, &mut report).await? {
             let desired = compile::compile(plan, &self.node, &facts, &self.numbers)?;
             known = self.write(plan, &desired, known, &mut report).await?;
             if std::mem::take(&mut self.verify) {
                 self.verify(&desired).await?;
             }
-            known.basis = Some(Basis::new(plan, facts, desired.missing));
+            known.basis = Some(Basis::new(plan, facts, &desired));
         }
         report.changed = report.nft_steps + report.net_steps + report.flows > 0;
-        report.missing = known.missing();
+        (report.missing, report.stranded) = known.lacking();
         report.warnings = known.warnings.clone();
         self.known = Some(known);
         Ok(report)
@@ -192,10 +196,19 @@ impl Datapath {
     fn facts(&self, plan: &EgressPlanSpec, known: &Known) -> Result<Facts, AgentError> {
         Ok(observe_facts(
             &known.network,
+            known.table.as_ref(),
             self.rtnl.sysctls(),
-            plan.underlay,
+            plan,
             &self.numbers,
         )?)
+    }
+
+    /// What may change where packets leave is told at once.
+    fn watch(&mut self, network: &Observed, facts: &Facts) {
+        let exits: BTreeSet<u32> = facts.exits.iter().map(|e| e.link.index).collect();
+        let defaults = network.default_routes().map(|route| route.link);
+        self.monitor
+            .watch(defaults.chain(exits.iter().copied()).collect(), exits);
     }
 
     /// The device comes first: rules name it by its index.
@@ -241,6 +254,7 @@ impl Datapath {
         }
         report.net_steps += changes.before.len() + changes.after.len();
         report.nft_steps += steps.len();
+        report.net_steps += self.restore_reverse_path(desired, &known)?;
         self.put(&changes.before).await?;
         let closes = desired.net.tunnel.is_none();
         if closes {
@@ -248,6 +262,7 @@ impl Datapath {
             self.put(&changes.after).await?;
         }
         self.nft.apply(&steps)?;
+        report.net_steps += self.loosen_reverse_path(desired)?;
         report.flows += self.forget(plan).await?;
         if !closes {
             self.put(&changes.after).await?;
@@ -339,7 +354,10 @@ impl Datapath {
             .chain(&changes.after)
             .map(ToString::to_string);
         let nft = diff::nft::diff(desired.ruleset.as_ref(), table.as_ref());
-        let rest: Vec<String> = rest.chain(nft.iter().map(ToString::to_string)).take(3).collect();
+        let strict = self.strict(desired)?.into_iter();
+        let strict = strict.map(|link| format!("{} filters by strict reverse path", link.name));
+        let rest = rest.chain(nft.iter().map(ToString::to_string)).chain(strict);
+        let rest: Vec<String> = rest.take(3).collect();
         if rest.is_empty() {
             Ok(())
         } else {

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
+use egressnat_crds::plan::Family;
 
 use super::{Datapath, Known, Report};
 use crate::compile;
 use crate::diff::pods::{diff, same_but_pods};
 use crate::error::AgentError;
 use crate::facts::Facts;
+use crate::model::Desired;
 
 /// What the kernel's state was compiled from, and came out of it.
 pub(super) struct Basis {
@@ -17,10 +19,11 @@ pub(super) struct Basis {
     plan: EgressPlanSpec,
     facts: Facts,
     missing: BTreeSet<IpAddr>,
+    stranded: BTreeSet<(String, Family)>,
 }
 
 impl Basis {
-    pub(super) fn new(plan: &EgressPlanSpec, facts: Facts, missing: BTreeSet<IpAddr>) -> Self {
+    pub(super) fn new(plan: &EgressPlanSpec, facts: Facts, desired: &Desired) -> Self {
         let EgressPlanSpec {
             underlay,
             cluster,
@@ -37,14 +40,23 @@ impl Basis {
             pods: Vec::new(),
             peers: peers.clone(),
         };
-        Self { plan, facts, missing }
+        Self {
+            plan,
+            facts,
+            missing: desired.missing.clone(),
+            stranded: desired.stranded.clone(),
+        }
     }
 }
 
 impl Known {
-    /// Egress addresses that this node should hold and does not.
-    pub(super) fn missing(&self) -> BTreeSet<IpAddr> {
-        self.basis.as_ref().map(|b| b.missing.clone()).unwrap_or_default()
+    /// What this node lacks: [`Report::missing`] and [`Report::stranded`].
+    pub(super) fn lacking(&self) -> (BTreeSet<IpAddr>, BTreeSet<(String, Family)>) {
+        let lacking = self
+            .basis
+            .as_ref()
+            .map(|b| (b.missing.clone(), b.stranded.clone()));
+        lacking.unwrap_or_default()
     }
 }
 

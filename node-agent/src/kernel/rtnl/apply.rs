@@ -72,8 +72,8 @@ impl Rtnl {
             NetObject::IpRule(rule) => (RouteNetlinkMessage::NewRule(rule::write(rule)), MAKE),
             NetObject::Route(route) => {
                 let index = match route.kind {
-                    RouteKind::Throw => 0,
                     RouteKind::Tunnel { .. } => index()?,
+                    _ => 0,
                 };
                 (RouteNetlinkMessage::NewRoute(route::write(route, index)), PUT)
             }
@@ -101,7 +101,7 @@ impl Rtnl {
             (NetObject::Route(route), Some(index)) => {
                 RouteNetlinkMessage::DelRoute(route::write(route, index))
             }
-            (NetObject::Route(route), None) if route.kind == RouteKind::Throw => {
+            (NetObject::Route(route), None) if !matches!(route.kind, RouteKind::Tunnel { .. }) => {
                 RouteNetlinkMessage::DelRoute(route::write(route, 0))
             }
             (NetObject::Fdb(fdb), Some(index)) => {

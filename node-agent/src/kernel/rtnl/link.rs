@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{
-    InfoData, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
@@ -78,6 +78,9 @@ impl NodeLink {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::PropList(properties) => {
+                    link.altnames = properties.into_iter().filter_map(altname).collect();
+                }
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(address) => link.mac = address.try_into().map(MacAddr).ok(),
                 LinkAttribute::LinkNetNsId(_) => link.leads_elsewhere = true,
@@ -111,6 +114,13 @@ impl NodeLink {
             mac: self.mac.unwrap_or(MacAddr([0; 6])),
             address: Ipv4Addr::UNSPECIFIED,
         })
+    }
+}
+
+fn altname(property: Prop) -> Option<String> {
+    match property {
+        Prop::AltIfName(name) => Some(name),
+        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ mod wire;
 
 pub use error::NetError;
 pub use monitor::{Monitor, MonitorError};
-pub use observed::{DefaultRoute, ForeignRoute, ForeignRule, NodeAddress, NodeLink, Observed, Vxlan};
+pub use observed::{ForeignRoute, ForeignRule, NodeAddress, NodeLink, NodeRoute, Observed, Vxlan};
 pub use stray::Stray;
 
 use egressnat_crds::plan::Family;

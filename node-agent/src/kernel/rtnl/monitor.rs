@@ -1,6 +1,6 @@
 //! Tells that somebody has changed something that concerns us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
@@ -8,14 +8,13 @@ use futures::StreamExt;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressScope;
-use netlink_packet_route::route::RouteHeader;
 use netlink_proto::{NetlinkCodec, NetlinkFramed};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, TokioSocket};
 use rtnetlink::MulticastGroup;
 use tokio::time::{Instant, timeout_at};
 
-use super::observed::NodeLink;
+use super::observed::{NodeLink, NodeRoute};
 use super::{link, route};
 use crate::kernel::netlink::{self, NetlinkError};
 use crate::owned::{Numbers, TUNNEL};
@@ -122,6 +121,13 @@ impl Monitor {
         }
     }
 
+    /// Which links' doings concern us from now on, by index. `uplinks` go up and down: the kernel takes IPv4 routes
+    /// away with a link and says nothing of them. Of `exits`, their routes in table main are told as well.
+    pub fn watch(&mut self, uplinks: BTreeSet<u32>, exits: BTreeSet<u32>) {
+        self.interest.uplinks = uplinks;
+        self.interest.exits = exits;
+    }
+
     /// The links as they are come as news, so that later ones can be told from what was.
     fn ask_for_links(&self) -> io::Result<()> {
         let mut request = NetlinkMessage::from(link::get_all());
@@ -137,8 +143,19 @@ impl Monitor {
 struct Interest {
     numbers: Numbers,
     tunnel: Option<u32>,
-    /// Name and MTU of the links heard of.
-    links: BTreeMap<u32, (String, u32)>,
+    /// The links heard of.
+    links: BTreeMap<u32, Known>,
+    /// See [`Monitor::watch`].
+    uplinks: BTreeSet<u32>,
+    exits: BTreeSet<u32>,
+}
+
+/// What concerns us of a link.
+struct Known {
+    name: String,
+    altnames: Vec<String>,
+    mtu: u32,
+    up: bool,
 }
 
 impl Interest {
@@ -147,6 +164,8 @@ impl Interest {
             numbers,
             tunnel: None,
             links: BTreeMap::new(),
+            uplinks: BTreeSet::new(),
+            exits: BTreeSet::new(),
         }
     }
 
@@ -162,9 +181,8 @@ impl Interest {
                 m.header.scope != AddressScope::Link
             }
             RouteNetlinkMessage::NewRoute(m) | RouteNetlinkMessage::DelRoute(m) => {
-                let table = route::table(&m);
-                let default = m.header.destination_prefix_length == 0;
-                self.numbers.owns_table(table) || default && table == u32::from(RouteHeader::RT_TABLE_MAIN)
+                let own = |route: &NodeRoute| route.to.prefix_len() == 0 || self.exits.contains(&route.link);
+                self.numbers.owns_table(route::table(&m)) || route::of_node(&m).iter().any(own)
             }
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
             RouteNetlinkMessage::NewNeighbour(m) | RouteNetlinkMessage::DelNeighbour(m) => {
@@ -174,15 +192,30 @@ impl Interest {
         }
     }
 
-    /// The tunnel, whatever has changed; others when their name or MTU has. A link that is new is none's
+    /// The tunnel, whatever has changed; others when their names or MTU have, uplinks when they go up or down. A link that is new is none's
     /// yet: what makes it matter, an address, is told as well.
     fn link(&mut self, link: NodeLink) -> bool {
         let ours = link.name == TUNNEL;
         if ours {
             self.tunnel = Some(link.index);
         }
-        let new = (link.name, link.mtu);
-        let old = self.links.insert(link.index, new.clone());
-        ours || old.is_some_and(|old| old != new)
+        let uplink = self.uplinks.contains(&link.index);
+        let new = Known {
+            name: link.name,
+            altnames: link.altnames,
+            mtu: link.mtu,
+            up: link.up,
+        };
+        let told = self.links.get(&link.index).is_some_and(|old| {
+            let Known {
+                name,
+                altnames,
+                mtu,
+                up,
+            } = old;
+            (name, altnames, mtu) != (&new.name, &new.altnames, &new.mtu) || uplink && *up != new.up
+        });
+        self.links.insert(link.index, new);
+        ours || told
     }
 }

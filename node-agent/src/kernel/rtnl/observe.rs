@@ -59,10 +59,11 @@ impl Rtnl {
         let numbers = self.numbers;
         let mut ours: Vec<Route> = Vec::new();
         for family in self.families() {
+            let links = &observed.links;
             let seen = self
                 .wire
                 .dump("routes", route::get_all(*family), |message| match message {
-                    RouteNetlinkMessage::NewRoute(m) => route::read(m, &numbers, tunnel),
+                    RouteNetlinkMessage::NewRoute(m) => route::read(m, &numbers, links, tunnel),
                     _ => None,
                 });
             for seen in seen.await? {
@@ -70,7 +71,7 @@ impl Rtnl {
                     route::Seen::Ours(route) => ours.push(route),
                     route::Seen::Stray(message) => observed.strays.push(Stray::Route(message)),
                     route::Seen::Foreign(route) => observed.foreign_routes.push(route),
-                    route::Seen::Default(route) => observed.default_routes.push(route),
+                    route::Seen::Node(routes) => observed.routes.extend(routes),
                 }
             }
         }

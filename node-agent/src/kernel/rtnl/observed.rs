@@ -1,11 +1,13 @@
 //! What one look at the node's network shows.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::plan::Family;
 use ipnet::IpNet;
 
 use super::Stray;
+use super::route::{LOOPBACK, MAIN};
 use crate::model::{Link, MacAddr, Net};
 use crate::owned::TUNNEL;
 
@@ -26,8 +28,9 @@ pub struct Observed {
     pub links: Vec<NodeLink>,
     /// All addresses, in the kernel's order.
     pub addresses: Vec<NodeAddress>,
-    /// Default routes of table main.
-    pub default_routes: Vec<DefaultRoute>,
+    /// The node's own routes that are in force, one for each next hop: those of table main, unless a routing
+    /// protocol brought them, and the default routes of all tables but ours.
+    pub routes: Vec<NodeRoute>,
     /// Rules of others at our priority, or that look at our bits of the packet mark.
     pub foreign_rules: Vec<ForeignRule>,
     /// Routes of others in our tables.
@@ -41,6 +44,8 @@ pub struct NodeLink {
     pub index: u32,
     /// Name.
     pub name: String,
+    /// Alternative names.
+    pub altnames: Vec<String>,
     /// Kind, such as `vxlan`. Empty for a physical device.
     pub kind: String,
     /// MTU in octets.
@@ -95,15 +100,19 @@ pub struct NodeAddress {
     pub unusable: bool,
 }
 
-/// A default route of table main.
+/// A route of the node's, or one of the next hops of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DefaultRoute {
-    /// Family.
-    pub family: Family,
+pub struct NodeRoute {
+    /// Table.
+    pub table: u32,
+    /// Where to. A prefix of length 0 is the family's default.
+    pub to: IpNet,
     /// Metric: the lowest wins.
     pub metric: u32,
-    /// Indexes of the links by which it leaves.
-    pub links: Vec<u32>,
+    /// Index of the link by which it leaves.
+    pub link: u32,
+    /// The next hop, none where the destination is a neighbour itself.
+    pub via: Option<IpAddr>,
 }
 
 /// An ip rule of another program.
@@ -140,9 +149,43 @@ impl Observed {
         self.links.iter().find(|l| l.index == index)
     }
 
+    /// The routes of table main to everywhere.
+    pub fn default_routes(&self) -> impl Iterator<Item = &NodeRoute> {
+        let default = |r: &&NodeRoute| r.is_of_main() && r.to.prefix_len() == 0;
+        self.routes.iter().filter(default)
+    }
+
+    /// The links by which the main table sends a family's packets that no longer prefix claims: of several default
+    /// routes, those of the lowest metric.
+    pub fn default_links(&self, family: Family) -> BTreeSet<u32> {
+        let of_family = || {
+            self.default_routes()
+                .filter(move |r| family == r.to.addr().into())
+        };
+        let best = of_family().map(|r| r.metric).min();
+        of_family()
+            .filter(|r| Some(r.metric) == best)
+            .map(|r| r.link)
+            .collect()
+    }
+
     /// The link that bears the tunnel's name, of whatever kind.
     pub fn tunnel_link(&self) -> Option<&NodeLink> {
         self.links.iter().find(|l| l.name == TUNNEL)
+    }
+}
+
+impl NodeRoute {
+    /// Whether it is what `ip route` shows.
+    pub fn is_of_main(&self) -> bool {
+        self.table == MAIN
+    }
+}
+
+impl NodeLink {
+    /// Nothing leaves by it: an address stands on it that others lead to this node.
+    pub fn leads_nowhere(&self) -> bool {
+        self.index == LOOPBACK || ["dummy", "vrf"].contains(&self.kind.as_str())
     }
 }
 

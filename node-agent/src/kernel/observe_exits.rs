@@ -1,0 +1,135 @@
+//! The links by which egress addresses leave although the main table would send their packets by another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_crds::plan::{EgressPlanSpec, Family};
+use ipnet::IpNet;
+
+use super::observe_facts::underlay_link;
+use super::rtnl::{NodeRoute, Observed};
+use super::sysctl::{SysctlError, Sysctls};
+use crate::diff::ObservedTable;
+use crate::facts::Exit;
+use crate::model::{Data, ElementKey, Link, RouteKind};
+use crate::owned::{Numbers, RP_FILTER};
+
+/// The exits that the plan needs, by the link's index. `table` is ours, as the kernel shows it.
+pub(super) fn exits(
+    observed: &Observed,
+    sysctls: &Sysctls,
+    plan: &EgressPlanSpec,
+    table: Option<&ObservedTable>,
+) -> Result<Vec<Exit>, SysctlError> {
+    let mut by_link: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+    for address in egress_addresses(plan) {
+        if let Some(link) = other_link(observed, plan.underlay, address) {
+            by_link.entry(link).or_default().insert(address);
+        }
+    }
+    let found = table.map(remembered).unwrap_or_default();
+    let exit = |(index, addresses): (u32, BTreeSet<IpAddr>)| {
+        let link: Link = observed.link(index)?.into();
+        let strict = match addresses.iter().any(IpAddr::is_ipv4) {
+            true => strict(&link, &found, sysctls),
+            false => Ok(None),
+        };
+        Some(strict.map(|strict| Exit {
+            routes: routes(observed, index, &addresses),
+            link,
+            addresses,
+            strict,
+        }))
+    };
+    by_link.into_iter().filter_map(exit).collect()
+}
+
+/// The numbers in use, by the link's index: in an exit's table routes lead to one link alone.
+pub(super) fn exit_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<u32, u8> {
+    let mut in_use = BTreeMap::new();
+    for route in &observed.net.routes {
+        if let (Some(number), RouteKind::Link { link, .. }) =
+            (numbers.number_of_table(route.table), &route.kind)
+        {
+            in_use.entry(link.index).or_insert(number);
+        }
+    }
+    in_use
+}
+
+/// The addresses that this node sends with as a gateway.
+pub fn egress_addresses(plan: &EgressPlanSpec) -> BTreeSet<IpAddr> {
+    let roles = plan.policies.iter().filter_map(|p| p.gateway.as_ref());
+    roles.flat_map(|g| g.addresses.iter().copied()).collect()
+}
+
+/// What `rp_filter` was on each link that we have made loose, by the link's index.
+pub fn remembered(table: &ObservedTable) -> BTreeMap<u32, u8> {
+    let elements = table.sets.get(RP_FILTER).into_iter().flat_map(|s| &s.elements);
+    elements
+        .filter_map(|element| match element {
+            (ElementKey::Mark(index), Data::Mark(found)) => Some((*index, u8::try_from(*found).ok()?)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The link of an address, unless its packets leave by it anyway: it is the default route's, or, on a node without
+/// one, that under the tunnel. An address on a link that leads nowhere leaves by the main table's.
+fn other_link(observed: &Observed, underlay: Option<IpAddr>, address: IpAddr) -> Option<u32> {
+    let of_address = observed
+        .addresses
+        .iter()
+        .filter(|a| a.address == address && !a.unusable);
+    let leads_out = |index: &u32| observed.link(*index).is_some_and(|l| !l.leads_nowhere());
+    let holders: BTreeSet<u32> = of_address.map(|a| a.index).filter(leads_out).collect();
+    let mut usual = observed.default_links(Family::from(address));
+    if usual.is_empty() {
+        usual.extend(
+            underlay
+                .and_then(|a| underlay_link(observed, a))
+                .map(|u| u.link.index),
+        );
+    }
+    // Of several at once, the kernel takes any.
+    let only = usual.len() == 1;
+    match only && !holders.is_disjoint(&usual) {
+        true => None,
+        false => holders.first().copied(),
+    }
+}
+
+/// The link's own routes of the addresses' families: those of table main, and where that has no default route by
+/// the link, that of another table, as nodes with several networks have them.
+fn routes(observed: &Observed, link: u32, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpNet, Option<IpAddr>> {
+    let families: BTreeSet<Family> = addresses.iter().map(|a| (*a).into()).collect();
+    let mut by_link: Vec<&NodeRoute> = observed
+        .routes
+        .iter()
+        .filter(|r| r.link == link && families.contains(&r.to.addr().into()))
+        .collect();
+    by_link.sort_by_key(|r| (!r.is_of_main(), r.table, r.metric));
+    let mut routes = BTreeMap::new();
+    for route in by_link {
+        routes.entry(route.to).or_insert(route.via);
+    }
+    routes
+}
+
+/// See [`Exit::strict`]. The kernel takes the higher of the link's value and that of `all`: 2 is loose, 1 strict.
+fn strict(link: &Link, found: &BTreeMap<u32, u8>, sysctls: &Sysctls) -> Result<Option<u8>, SysctlError> {
+    if let Some(found) = found.get(&link.index) {
+        return Ok(Some(*found));
+    }
+    let value = |name: &str| -> Result<Option<u8>, SysctlError> {
+        let text = sysctls.read(&rp_filter(name))?;
+        Ok(text.and_then(|t| t.parse().ok()))
+    };
+    let (all, own) = (value("all")?.unwrap_or(0), value(&link.name)?.unwrap_or(0));
+    Ok((all.max(own) == 1).then_some(own))
+}
+
+/// The setting of a link, below `/proc/sys/net`.
+pub fn rp_filter(link: &str) -> String {
+    format!("ipv4/conf/{link}/rp_filter")
+}
