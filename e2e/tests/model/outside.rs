@@ -1,0 +1,132 @@
+//! A few worlds in the kernel: the bare topology with an agent on every node, and what the outside sees.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use egressnat_agent::owned::Drop as Reason;
+use egressnat_e2e::netns::Netns;
+use egressnat_e2e::topology::{
+    API_SERVER, ELSEWHERE, FAMILIES, Family, Node, Options, SERVER, Topology, ask_tcp, ask_udp, knock_udp,
+};
+use egressnat_e2e::wait;
+use egressnat_operator::plan::plan;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::agent::Agent;
+use crate::expected::{Capture, NotCaptured, Verdict, expected, owner, say};
+use crate::generate::topology_worlds;
+use crate::world::World;
+
+/// How many worlds: always the same ones.
+const WORLDS: u8 = 12;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// One lab for all: the way from each world to the next is a random change of everything.
+#[test]
+fn the_outside_sees_what_the_model_says() {
+    let lab = Lab::new();
+    let mut met = BTreeSet::new();
+    for seed in 1..=WORLDS {
+        let world = world(seed);
+        lab.program(&world);
+        lab.compare(&world, &mut met);
+    }
+    assert_eq!(met.len(), 4, "the worlds are all alike: only {met:?}");
+}
+
+fn world(seed: u8) -> World {
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    topology_worlds().new_tree(&mut runner).unwrap().current()
+}
+
+struct Lab {
+    topology: Topology,
+    agents: [Agent; 3],
+}
+
+impl Lab {
+    fn new() -> Self {
+        let topology = Topology::new(Options::default()).unwrap();
+        let agents = topology.nodes().map(|node| Agent::start(node, &[]));
+        Self { topology, agents }
+    }
+
+    /// Makes the nodes' kernels what the planner says.
+    fn program(&self, world: &World) {
+        let outcome = plan(&world.known());
+        for (node, agent) in self.topology.nodes().iter().zip(&self.agents) {
+            let report = agent.sync(Some(&outcome.plans[node.name]));
+            report.unwrap_or_else(|error| panic!("{}: {error}\n{world}", node.name));
+        }
+    }
+
+    /// Sends from every pod of the topology, be it one of the world's or not, and from every node.
+    fn compare(&self, world: &World, met: &mut BTreeSet<&'static str>) {
+        for (node, agent) in self.topology.nodes().into_iter().zip(&self.agents) {
+            for family in FAMILIES {
+                for server in [SERVER, ELSEWHERE, API_SERVER].map(|s| s.of(family)) {
+                    for pod in &node.pods {
+                        let verdict = verdict(world, pod.address.of(family), server);
+                        let seen = self.seen(&pod.netns, agent, server, &verdict);
+                        let who = format!("{} to {server}: {}", pod.name, say(&verdict));
+                        assert_eq!(seen, wanted(&verdict, node, family, met), "{who}\n{world}");
+                    }
+                    let seen = ask_udp(&node.netns, server).ok();
+                    assert_eq!(
+                        seen,
+                        Some(node.address.of(family)),
+                        "{} to {server}\n{world}",
+                        node.name
+                    );
+                }
+            }
+        }
+    }
+
+    /// Whom the server sees, by UDP and TCP alike. None where the packet is dropped, as the verdict says.
+    fn seen(&self, netns: &Netns, agent: &Agent, server: IpAddr, verdict: &Verdict) -> Option<IpAddr> {
+        if let Ok(Capture::Dropped { .. }) = verdict {
+            let before = agent.dropped(Reason::NoGateway);
+            knock_udp(netns, server).unwrap();
+            let dropped = || match agent.dropped(Reason::NoGateway) {
+                now if now == before + 1 => Ok(()),
+                now => Err(format!("{before}, then {now}")),
+            };
+            // Where nothing is dropped, the server's answer says more than the counter.
+            return match wait::until("a drop", DEADLINE, dropped) {
+                Ok(()) => None,
+                Err(error) => ask_udp(netns, server).ok().or_else(|| panic!("{error}")),
+            };
+        }
+        let [by_udp, by_tcp] = [ask_udp(netns, server).ok(), ask_tcp(netns, server).ok()];
+        assert_eq!(by_udp, by_tcp, "{}", say(verdict));
+        by_udp
+    }
+}
+
+/// The verdict on what is sent with an address: that on its owner, if it has one.
+fn verdict(world: &World, address: IpAddr, server: IpAddr) -> Verdict {
+    let owner = owner(world, address).ok_or(NotCaptured::NoPolicy)?;
+    expected(world, owner, server)
+}
+
+/// Whom the server must see, if anybody.
+fn wanted(
+    verdict: &Verdict,
+    node: &Node,
+    family: Family,
+    met: &mut BTreeSet<&'static str>,
+) -> Option<IpAddr> {
+    let (kind, address) = match verdict {
+        Ok(Capture::Egress { address, .. }) => ("egress", Some(*address)),
+        Ok(Capture::NodeAddress { .. }) => ("node address", Some(node.address.of(family))),
+        Ok(Capture::Dropped { .. }) => ("dropped", None),
+        Err(_) => ("not captured", Some(node.address.of(family))),
+    };
+    met.insert(kind);
+    address
+}

@@ -1,0 +1,166 @@
+//! Thousands of random worlds: the model, the planner and the compiled rules say the same.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::env;
+use std::net::IpAddr;
+
+use egressnat_agent::owned::Numbers;
+use egressnat_operator::plan::plan;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+
+use crate::expected::{Capture, NotCaptured, Verdict, expected, owner, say};
+use crate::generate::worlds;
+use crate::journey::Cluster;
+use crate::planned::planned;
+use crate::probes::destinations;
+use crate::ruleset::Packet;
+use crate::world::{Pod, World};
+
+/// How often each kind of verdict was met.
+pub type Tally = BTreeMap<&'static str, u64>;
+
+#[test]
+fn the_planner_says_what_the_model_says() {
+    check(worlds(), 1200, by_plans);
+}
+
+#[test]
+fn the_compiled_rules_do_what_the_model_says() {
+    check(worlds(), 900, by_rules);
+}
+
+/// The model against what is read off the plans.
+pub fn by_plans(world: &World, tally: &mut Tally) -> Result<(), String> {
+    let outcome = plan(&world.known());
+    for destination in destinations(world) {
+        for pod in &world.pods {
+            let verdict = expected(world, pod, destination);
+            compare(pod, destination, &verdict, planned(&outcome, pod, destination))?;
+            *tally.entry(kind(&verdict)).or_default() += 1;
+        }
+    }
+    Ok(())
+}
+
+/// The model against the way of a packet through the compiled rules.
+pub fn by_rules(world: &World, tally: &mut Tally) -> Result<(), String> {
+    let outcome = plan(&world.known());
+    let cluster = Cluster::new(world, &outcome)?;
+    for destination in destinations(world) {
+        for pod in &world.pods {
+            let node = pod.spec.node_name.as_deref().unwrap_or_default();
+            if !cluster.has(node) {
+                continue;
+            }
+            for source in pod.ips().filter(|ip| ip.is_ipv4() == destination.is_ipv4()) {
+                if is_anothers(world, pod, source) {
+                    continue;
+                }
+                let verdict = expected(world, pod, destination);
+                // As TCP, and as UDP to the tunnel's port, which is a pod's good right, but for its own node.
+                let tunnels_port = Some(Numbers::default().port);
+                let ports = [
+                    None,
+                    tunnels_port.filter(|_| !cluster.is_local(node, destination)),
+                ];
+                for udp_port in ports {
+                    let packet = Packet::new(source, destination, udp_port);
+                    let seen = match pod.spec.host_network {
+                        true => cluster.sent_by_node(node, packet),
+                        false => cluster.sent_by_pod(node, packet),
+                    };
+                    compare(pod, destination, &verdict, seen)?;
+                    *tally.entry(kind(&verdict)).or_default() += 1;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether what the pod's node sends with an address is sent by another pod of that node.
+fn is_anothers(world: &World, pod: &Pod, address: IpAddr) -> bool {
+    let owner = owner(world, address).filter(|o| o.spec.node_name == pod.spec.node_name);
+    !pod.spec.host_network && owner.is_some_and(|o| o.metadata.uid != pod.metadata.uid)
+}
+
+fn compare(
+    pod: &Pod,
+    destination: IpAddr,
+    verdict: &Verdict,
+    seen: Result<Option<Capture>, String>,
+) -> Result<(), String> {
+    let who = || format!("{} to {destination}: the model says {}", pod.key(), say(verdict));
+    match seen {
+        Ok(seen) if seen.as_ref() == verdict.as_ref().ok() => Ok(()),
+        Ok(Some(capture)) => Err(format!("{}, seen is {}", who(), say(&Ok(capture)))),
+        Ok(None) => Err(format!("{}, seen is no capture", who())),
+        Err(error) => Err(format!("{}, but {error}", who())),
+    }
+}
+
+fn kind(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Ok(Capture::Egress { .. }) => "egress",
+        Ok(Capture::NodeAddress { .. }) => "node address",
+        Ok(Capture::Dropped { .. }) => "dropped",
+        Err(NotCaptured::HostNetwork) => "host network",
+        Err(NotCaptured::Ended) => "ended",
+        Err(NotCaptured::NoNode) => "no node",
+        Err(NotCaptured::NoAddress) => "no address",
+        Err(NotCaptured::TakenOver) => "taken over",
+        Err(NotCaptured::NeverRouted) => "never routed",
+        Err(NotCaptured::InCluster) => "in the cluster",
+        Err(NotCaptured::NoPolicy) => "no policy",
+    }
+}
+
+/// Tries a property on so many random worlds, or on `PROPTEST_CASES`. A world on which it fails is shrunk and
+/// printed as a file.
+pub fn check<S>(worlds: S, cases: u32, property: fn(&World, &mut Tally) -> Result<(), String>)
+where
+    S: Strategy<Value = World>,
+{
+    let mut config = Config {
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        ..Config::default()
+    };
+    if env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    let cases = config.cases;
+    let tally = RefCell::new(Tally::new());
+    let mut runner = TestRunner::new(config);
+    let result = runner.run(&worlds, |world| {
+        property(&world, &mut tally.borrow_mut()).map_err(TestCaseError::fail)
+    });
+    match result {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, world)) => {
+            panic!("{reason}\n\nTo keep the world, save it in e2e/testdata/worlds:\n# {reason}\n{world}")
+        }
+        Err(error) => panic!("{error}"),
+    }
+    let tally = tally.into_inner();
+    println!(
+        "{cases} worlds, {} verdicts: {tally:?}",
+        tally.values().sum::<u64>()
+    );
+    let rare = [
+        "egress",
+        "node address",
+        "dropped",
+        "taken over",
+        "in the cluster",
+        "no policy",
+    ];
+    for kind in rare {
+        assert!(
+            cases < 100 || tally.contains_key(kind),
+            "no world had a verdict of {kind:?}"
+        );
+    }
+}
