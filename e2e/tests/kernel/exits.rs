@@ -291,6 +291,54 @@ fn an_address_that_moves_to_the_other_interface_leaves_by_it() {
     by_main();
 }
 
+#[test]
+fn an_address_that_goes_and_comes_back_is_noticed() {
+    let lab = lab(true);
+    let policies = [policy(&lab.topology)];
+    let (gateway, uplink) = (&lab.topology.gateway, uplink(&lab.topology));
+    lab.apply(&policies);
+    assert_in_force(&lab, uplink.address);
+    let report = notice(&lab, &policies, "the addresses go", || {
+        ok(gateway.netns.ip("addr flush dev eth1 scope global"));
+    });
+    assert_eq!(report.missing, uplink.address.both().into());
+    for pod in selected(&lab.topology) {
+        for family in FAMILIES {
+            assert_by_none(&lab, pod, ELSEWHERE.of(family));
+        }
+    }
+    notice(&lab, &policies, "the addresses come", || {
+        ok(uplink.connect(gateway));
+    });
+    assert_in_force(&lab, uplink.address);
+}
+
+#[test]
+fn a_pod_that_comes_leaves_by_the_interface_as_well() {
+    let lab = lab(true);
+    let gateway = &lab.topology.gateway;
+    let (first, both) = (
+        policy(&lab.topology),
+        policy(&lab.topology).select(&gateway.pods[1]),
+    );
+    lab.apply(std::slice::from_ref(&first));
+    lab.assert_seen(&gateway.pods[1], ELSEWHERE, gateway.address);
+    let both = [both];
+    // The first try after a change knows what it has written; the second has nothing else to do.
+    ok(lab.gateway.sync(Some(&lab.plan(gateway, &[first]))));
+    let report = ok(lab.gateway.sync(Some(&lab.plan(gateway, &both))));
+    assert_eq!(
+        (report.nft_steps, report.net_steps),
+        (2, 0),
+        "one element in each family"
+    );
+    let address = uplink(&lab.topology).address;
+    for family in FAMILIES {
+        let server = ELSEWHERE.of(family);
+        assert_by_uplink(&lab, &gateway.pods[1], server, address.of(family));
+    }
+}
+
 /// Until it is repaired, the packets would take the main table's way.
 #[test]
 fn while_the_rule_is_missing_packets_are_dropped() {

@@ -6,7 +6,7 @@
 //! raw_prerouting -> tunnel_port  the tunnel's port is for peers only, and its UDP is not tracked
 //! raw_output                   nor is what is sent by it
 //! prerouting -> from_tunnel    out of the tunnel: peer, inner source and id are checked
-//!            -> decided        a connection with an id: to its gateway, or back by the tunnel
+//!            -> decided        a connection with an id: to its gateway, out by its address's link, or back by the tunnel
 //!            -> selected       a selected pod's new connection: profile, destination, id
 //! forward -> captured          the id goes on the wire, MSS fits the tunnel, no other door
 //! postrouting -> keep_source   into the tunnel with the pod's address

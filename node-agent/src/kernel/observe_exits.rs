@@ -22,9 +22,13 @@ pub(super) fn exits(
     table: Option<&ObservedTable>,
 ) -> Result<Vec<Exit>, SysctlError> {
     let mut by_link: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-    for address in egress_addresses(plan) {
-        if let Some(link) = other_link(observed, plan.underlay, address) {
-            by_link.entry(link).or_default().insert(address);
+    let usual = [Family::IPv4, Family::IPv6].map(|family| (family, usual_link(observed, plan, family)));
+    for (address, holders) in holders(observed, plan) {
+        let leaves = |(family, usual): &(Family, Option<u32>)| {
+            *family == address.into() && usual.is_some_and(|link| holders.contains(&link))
+        };
+        if let (false, Some(link)) = (usual.iter().any(leaves), holders.first()) {
+            by_link.entry(*link).or_default().insert(address);
         }
     }
     let found = table.map(remembered).unwrap_or_default();
@@ -57,12 +61,6 @@ pub(super) fn exit_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<u
     in_use
 }
 
-/// The addresses that this node sends with as a gateway.
-pub fn egress_addresses(plan: &EgressPlanSpec) -> BTreeSet<IpAddr> {
-    let roles = plan.policies.iter().filter_map(|p| p.gateway.as_ref());
-    roles.flat_map(|g| g.addresses.iter().copied()).collect()
-}
-
 /// What `rp_filter` was on each link that we have made loose, by the link's index.
 pub fn remembered(table: &ObservedTable) -> BTreeMap<u32, u8> {
     let elements = table.sets.get(RP_FILTER).into_iter().flat_map(|s| &s.elements);
@@ -74,28 +72,32 @@ pub fn remembered(table: &ObservedTable) -> BTreeMap<u32, u8> {
         .collect()
 }
 
-/// The link of an address, unless its packets leave by it anyway: it is the default route's, or, on a node without
-/// one, that under the tunnel. An address on a link that leads nowhere leaves by the main table's.
-fn other_link(observed: &Observed, underlay: Option<IpAddr>, address: IpAddr) -> Option<u32> {
-    let of_address = observed
+/// The links of each address that this node sends with as a gateway. An address on a link that leads nowhere leaves by
+/// the main table's.
+fn holders(observed: &Observed, plan: &EgressPlanSpec) -> BTreeMap<IpAddr, BTreeSet<u32>> {
+    let roles = plan.policies.iter().filter_map(|p| p.gateway.as_ref());
+    let sends_with: BTreeSet<&IpAddr> = roles.flat_map(|g| &g.addresses).collect();
+    let held = observed
         .addresses
         .iter()
-        .filter(|a| a.address == address && !a.unusable);
-    let leads_out = |index: &u32| observed.link(*index).is_some_and(|l| !l.leads_nowhere());
-    let holders: BTreeSet<u32> = of_address.map(|a| a.index).filter(leads_out).collect();
-    let mut usual = observed.default_links(Family::from(address));
-    if usual.is_empty() {
-        usual.extend(
-            underlay
-                .and_then(|a| underlay_link(observed, a))
-                .map(|u| u.link.index),
-        );
+        .filter(|a| !a.unusable && sends_with.contains(&a.address));
+    let mut holders: BTreeMap<IpAddr, BTreeSet<u32>> = BTreeMap::new();
+    for held in held {
+        if observed.link(held.index).is_some_and(|l| !l.leads_nowhere()) {
+            holders.entry(held.address).or_default().insert(held.index);
+        }
     }
-    // Of several at once, the kernel takes any.
-    let only = usual.len() == 1;
-    match only && !holders.is_disjoint(&usual) {
-        true => None,
-        false => holders.first().copied(),
+    holders
+}
+
+/// The link by which a family leaves anyway: the default route's, or, on a node without one, that under the tunnel.
+/// None where there are several at once, of which the kernel takes any.
+fn usual_link(observed: &Observed, plan: &EgressPlanSpec, family: Family) -> Option<u32> {
+    let links = observed.default_links(family);
+    match links.len() {
+        0 => Some(underlay_link(observed, plan.underlay?)?.link.index),
+        1 => links.first().copied(),
+        _ => None,
     }
 }
 
