@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::output::Format;
 
@@ -98,6 +99,36 @@ Examples:
         /// How the answer is written
         #[arg(short, long, value_enum, default_value = "text")]
         output: Format,
+    },
+    /// Check policies without a cluster
+    #[command(after_help = "\
+Examples:
+  kubectl egressnat lint policies/*.yaml
+  helm template . | kubectl egressnat lint -
+
+Checks what the API server and the operator would refuse: the CRD's schema, strictly, its CEL rules, and the
+operator's own check. Does not know the cluster: whether a node holds an address, whether a label selects
+anything, and what another policy claims is what plan --diff tells. Objects of other kinds are not looked at.
+Exit code 1 when anything is wrong.")]
+    Lint {
+        /// Files of YAML or JSON; - is standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// How the answer is written
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Format,
+    },
+    /// Print the completion script of a shell
+    #[command(after_help = "\
+Examples:
+  source <(kubectl-egressnat completion bash)
+  kubectl-egressnat completion zsh > \"${fpath[1]}/_kubectl-egressnat\"
+
+The script completes kubectl-egressnat, the plugin's own name.")]
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
     },
 }
 

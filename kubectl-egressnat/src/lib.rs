@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod documents;
 pub mod error;
 pub mod explain;
+pub mod lint;
 pub mod output;
 pub mod place;
 pub mod plan;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+use clap_complete::Shell;
 use egressnat_crds::EgressNATPolicy;
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::documents::{self, Document};
 use crate::error::Error;
 use crate::explain::explain;
+use crate::lint::lint;
 use crate::output::{self, Format};
 use crate::plan::diff::diff;
 use crate::plan::node::node_plan;
@@ -61,6 +64,12 @@ pub async fn run(cli: Cli) -> Result<Found, Error> {
             let cluster = Cluster::connect(&cli.cluster).await?;
             status(&cluster, output, watch).await
         }
+        Command::Lint { files, output } => {
+            let report = lint(&documents::read(&files)?);
+            output::print(output, &report, || report.to_string())?;
+            Ok(Found::of_wrong(!report.problems.is_empty()))
+        }
+        Command::Completion { shell } => completion(shell),
         Command::Plan { node, diff, output } => {
             // Read first: a file that is not there is no reason to ask the cluster.
             let policies = policies(&diff)?;
@@ -71,6 +80,14 @@ pub async fn run(cli: Cli) -> Result<Found, Error> {
             }
         }
     }
+}
+
+fn completion(shell: Shell) -> Result<Found, Error> {
+    let mut script = Vec::new();
+    let mut command = Cli::command().bin_name("kubectl-egressnat");
+    clap_complete::generate(shell, &mut command, "kubectl-egressnat", &mut script);
+    output::write(&String::from_utf8_lossy(&script))?;
+    Ok(Found::Fine)
 }
 
 fn plan(snapshot: &Snapshot, node: &str, format: Format) -> Result<Found, Error> {
