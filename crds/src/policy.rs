@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::interval::Interval;
 use crate::selector::LabelSelector;
 
 /// Pods that leave the cluster with a stable, chosen source address.
@@ -217,6 +218,14 @@ pub struct EgressNATPolicyStatus {
     /// How many of them have reported it in place.
     #[serde(default)]
     pub nodes_programmed: u32,
+    /// The policies that come first for some of this one's pods at some of its destinations, in order of
+    /// precedence: at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub lost: Vec<LostTo>,
+    /// How many more such policies there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_lost: u32,
 }
 
 /// A gateway in force, or an entry of `egressGateways` that waits for one.
@@ -232,7 +241,7 @@ pub struct GatewayStatus {
     /// Its node is Ready.
     #[serde(default)]
     pub ready: bool,
-    /// How many pods use it, those still without an address included.
+    /// How many of the policy's pods are assigned to it, those still without an address included.
     #[serde(default)]
     pub pods: u32,
     /// By what an entry of `egressGateways` is known again: it follows from what the entry says, wherever it
@@ -243,6 +252,27 @@ pub struct GatewayStatus {
     /// entry's life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u16>,
+}
+
+/// What a policy loses to another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LostTo {
+    /// The policy that comes first.
+    pub policy: String,
+    /// For how many pods it does.
+    pub pods: u32,
+    /// The destinations that it takes, as `FIRST-LAST`, both included: at most 16.
+    #[schemars(with = "Vec<String>", length(max = 16))]
+    pub ranges: Vec<Interval>,
+    /// How many more ranges there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_ranges: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 fn default_priority() -> i32 {

@@ -48,6 +48,23 @@ pub fn subtract(from: &[Interval], holes: &[Interval]) -> Vec<Interval> {
     rest
 }
 
+/// What is in both. Both must be as [`merge`] gives them, and so is the answer.
+pub fn intersect(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
+    let mut both = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
+        let (first, last) = (x.first().max(y.first()), x.last().min(y.last()));
+        if first <= last {
+            both.push(join(first, last));
+        }
+        match x.last() < y.last() {
+            true => i += 1,
+            false => j += 1,
+        }
+    }
+    both
+}
+
 /// Every address of both families.
 pub fn everything() -> Vec<Interval> {
     ["0.0.0.0/0", "::/0"]
@@ -135,12 +152,15 @@ mod tests {
         fn sets_hold_what_their_definition_says(a in intervals(), b in intervals()) {
             let (x, y) = (merge(a.clone()), merge(b.clone()));
             let rest = subtract(&x, &y);
+            let both = intersect(&x, &y);
             for address in small_world() {
                 prop_assert_eq!(has(&x, address), has(&a, address));
                 prop_assert_eq!(has(&rest, address), has(&a, address) && !has(&b, address));
+                prop_assert_eq!(has(&both, address), has(&a, address) && has(&b, address));
             }
             prop_assert_eq!(&merge(x.clone()), &x);
             prop_assert_eq!(&merge(rest.clone()), &rest);
+            prop_assert_eq!(&merge(both.clone()), &both);
         }
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::condition::{ConditionType, Reason, Verdict, some_of};
-use crate::plan::{GatewayOutcome, Outcome, PolicyOutcome};
+use crate::plan::{GatewayOutcome, Outcome, PolicyOutcome, lost};
 use crate::world::{ExistingPlan, Policy, World};
 
 /// How far a node is with its plan.
@@ -81,6 +81,7 @@ fn status(
     };
     let condition = |of| condition(of, verdict(of), policy, now);
     let gateways: Vec<_> = outcome.gateways.iter().filter_map(gateway_status).collect();
+    let (lost, more_lost) = lost::status(&outcome.lost);
     EgressNATPolicyStatus {
         conditions: ConditionType::ALL.into_iter().map(condition).collect(),
         id: outcome.id,
@@ -93,6 +94,8 @@ fn status(
         matched_pods: count(outcome.matched_pods),
         nodes_concerned: count(nodes.len()),
         nodes_programmed: count(programmed),
+        lost,
+        more_lost,
     }
 }
 

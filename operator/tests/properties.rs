@@ -17,7 +17,7 @@ use egressnat_operator::world::World;
 use egressnat_operator::{apply, status};
 use proptest::prelude::*;
 
-use worlds::{PodSeed, Seeds, probes, seeds};
+use worlds::{PodSeed, PolicySeed, Seeds, probes, seeds};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
@@ -38,6 +38,21 @@ proptest! {
         for policy in &seeds.policies {
             let matched = seeds.pods.iter().filter(|p| seeds.in_force(policy) && seeds.selects(policy, p)).count();
             prop_assert_eq!(outcome.policies[&policy.name()].matched_pods, matched);
+        }
+    }
+
+    #[test]
+    fn what_a_policy_loses_is_what_others_win(seeds in seeds()) {
+        let outcome = plan(&seeds.world());
+        for policy in &seeds.policies {
+            let lost = outcome.policies[&policy.name()].lost.iter();
+            let lost: BTreeMap<String, (usize, BTreeSet<IpAddr>)> = lost
+                .map(|l| {
+                    let probes = probes().into_iter().filter(|p| l.ranges.iter().any(|r| r.contains(*p)));
+                    (l.policy.clone(), (l.pods, probes.collect()))
+                })
+                .collect();
+            prop_assert_eq!(lost, expected_losses(&seeds, policy), "{}", policy.name());
         }
     }
 
@@ -209,6 +224,26 @@ fn expected(seeds: &Seeds, pod: &PodSeed, destination: IpAddr) -> Option<String>
         .into_iter()
         .find(|p| seeds.selects(p, pod) && p.wants(destination));
     first.map(|p| p.name())
+}
+
+/// For each policy that wins where this one would be: the pods for which it does, and the destinations.
+fn expected_losses(seeds: &Seeds, policy: &PolicySeed) -> BTreeMap<String, (usize, BTreeSet<IpAddr>)> {
+    let mut losses: BTreeMap<String, (usize, BTreeSet<IpAddr>)> = BTreeMap::new();
+    let selected = |pod: &&PodSeed| seeds.in_force(policy) && seeds.selects(policy, pod);
+    for pod in seeds.pods.iter().filter(selected) {
+        let mut winners: BTreeSet<String> = BTreeSet::new();
+        for probe in probes().into_iter().filter(|probe| policy.wants(*probe)) {
+            let winner = expected(seeds, pod, probe).unwrap();
+            if winner != policy.name() {
+                losses.entry(winner.clone()).or_default().1.insert(probe);
+                winners.insert(winner);
+            }
+        }
+        for winner in winners {
+            losses.entry(winner).or_default().0 += 1;
+        }
+    }
+    losses
 }
 
 /// The addresses that are the pod's own: a pod that is being deleted yields to one that is not, then the older

@@ -15,6 +15,7 @@ pub mod gateways;
 #[cfg(test)]
 mod golden;
 pub mod ids;
+pub mod lost;
 pub mod node;
 pub mod outcome;
 pub mod peers;
@@ -34,6 +35,7 @@ pub use self::outcome::{GatewayOutcome, PolicyOutcome};
 
 use self::gateway::{Resolution, Resolver, zone_of};
 use self::ids::Bearer;
+use self::lost::{Set, Sets};
 use self::peers::Tunnels;
 use self::profiles::{Flat, Layers};
 use self::select::SelectedPod;
@@ -103,7 +105,7 @@ pub fn plan(world: &World) -> Outcome {
     let ids = ids::assign(world);
     let in_force = in_force(world, &ids);
     let pods = select::pods_by_node(world, &in_force);
-    let profiles = flatten(&pods, &in_force);
+    let (sets, profiles) = flatten(&pods, &in_force);
     let underlay = world.underlay_family();
     let shared = Shared {
         tunnels: tunnels(world, underlay, &pods, &in_force, &profiles),
@@ -121,7 +123,7 @@ pub fn plan(world: &World) -> Outcome {
             (name.clone(), node::plan(name, pods, &shared, world))
         })
         .collect();
-    let policies = outcome::of_policies(world, &ids, &in_force, &pods, &plans);
+    let policies = outcome::of_policies(world, &ids, &in_force, &sets, &pods, &plans);
     Outcome { plans, policies }
 }
 
@@ -178,23 +180,23 @@ fn in_force<'a>(world: &'a World, ids: &BTreeMap<Bearer<'a>, u16>) -> Policies<'
 fn flatten(
     pods: &BTreeMap<&str, Vec<SelectedPod<'_>>>,
     in_force: &Policies<'_>,
-) -> BTreeMap<Vec<usize>, Flat> {
-    let mut layers: BTreeMap<Vec<usize>, Layers> = BTreeMap::new();
-    let mut profiles: BTreeMap<Vec<usize>, Flat> = BTreeMap::new();
+) -> (Sets, BTreeMap<Vec<usize>, Flat>) {
+    let mut by_slots: BTreeMap<&[usize], usize> = BTreeMap::new();
     for pod in pods.values().flatten() {
-        if !profiles.contains_key(&pod.slots) {
-            let policies = pod
-                .slots
-                .iter()
-                .map(|slot| in_force.slots[*slot].policy)
-                .collect();
-            let layers = layers
-                .entry(policies)
-                .or_insert_with_key(|policies| Layers::of(policies, &in_force.policies));
-            profiles.insert(pod.slots.clone(), layers.with(&pod.slots, &in_force.slots));
-        }
+        *by_slots.entry(&pod.slots).or_default() += 1;
     }
-    profiles
+    let mut sets = Sets::new();
+    let mut profiles: BTreeMap<Vec<usize>, Flat> = BTreeMap::new();
+    for (slots, pods) in by_slots {
+        let policies = slots.iter().map(|slot| in_force.slots[*slot].policy).collect();
+        let set = sets.entry(policies).or_insert_with_key(|policies| Set {
+            layers: Layers::of(policies, &in_force.policies),
+            pods: 0,
+        });
+        set.pods += pods;
+        profiles.insert(slots.to_vec(), set.layers.with(slots, &in_force.slots));
+    }
+    (sets, profiles)
 }
 
 fn tunnels<'a>(

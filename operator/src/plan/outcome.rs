@@ -7,6 +7,7 @@ use egressnat_crds::plan::Family;
 
 use super::gateway::{Gateway, zone_of};
 use super::ids::Bearer;
+use super::lost::{self, Lost, Sets};
 use super::select::SelectedPod;
 use super::{InForce, Policies, Slot, verdict};
 use crate::choice::EntryKey;
@@ -24,6 +25,8 @@ pub struct PolicyOutcome {
     pub gateway_ready: Verdict,
     /// Its gateways, in the order of the spec.
     pub gateways: Vec<GatewayOutcome>,
+    /// What it loses to other policies.
+    pub lost: Vec<Lost>,
     /// What works only in part, and why.
     pub degraded: Vec<(Reason, String)>,
     /// How many pods it selects.
@@ -50,32 +53,17 @@ pub fn of_policies(
     world: &World,
     ids: &BTreeMap<Bearer<'_>, u16>,
     in_force: &Policies<'_>,
+    sets: &Sets,
     pods: &BTreeMap<&str, Vec<SelectedPod<'_>>>,
     plans: &BTreeMap<String, EgressPlanSpec>,
 ) -> BTreeMap<String, PolicyOutcome> {
     let matched = matched(world, in_force, pods);
-    let nodes = nodes_by_id(plans);
-    let by_name: BTreeMap<&str, usize> = in_force
-        .policies
-        .iter()
-        .enumerate()
-        .map(|(i, p)| (p.name, i))
-        .collect();
+    let standings = standings(in_force, sets, &matched, plans);
     let outcome = |(name, policy): (&String, &Policy)| {
         let id = ids.get(&(name.as_str(), None)).copied();
-        let outcome = match by_name.get(name.as_str()) {
+        let outcome = match standings.get(name.as_str()) {
             None => not_in_force(id, policy),
-            Some(index) => PolicyOutcome {
-                id,
-                ..of_policy(
-                    policy,
-                    &in_force.policies[*index],
-                    in_force,
-                    &matched,
-                    &nodes,
-                    plans,
-                )
-            },
+            Some(standing) => of_policy(id, policy, standing, plans),
         };
         (name.clone(), outcome)
     };
@@ -99,37 +87,51 @@ pub struct Standing<'a> {
     pub policy: &'a InForce<'a>,
     /// Its slots, and the pods that use them.
     pub slots: Vec<(&'a Slot, &'a Matched<'a>)>,
+    /// What it loses to other policies.
+    pub lost: Vec<Lost>,
     /// The nodes that have a part in it.
     pub nodes: BTreeSet<&'a str>,
 }
 
+/// The policies in force, by name.
+fn standings<'a>(
+    in_force: &'a Policies<'a>,
+    sets: &Sets,
+    matched: &'a [Matched<'a>],
+    plans: &'a BTreeMap<String, EgressPlanSpec>,
+) -> BTreeMap<&'a str, Standing<'a>> {
+    let nodes = nodes_by_id(plans);
+    let mut lost = lost::of_policies(sets, &in_force.policies);
+    let standing = |(index, policy): (usize, &'a InForce<'a>)| {
+        let slots = in_force.slots[policy.slots.clone()].iter();
+        let slots: Vec<(&Slot, &Matched)> = slots.zip(&matched[policy.slots.clone()]).collect();
+        let nodes = slots.iter().filter_map(|(slot, _)| nodes.get(&slot.id));
+        let standing = Standing {
+            policy,
+            nodes: nodes.flatten().copied().collect(),
+            slots,
+            lost: lost.remove(&index).unwrap_or_default(),
+        };
+        (policy.name, standing)
+    };
+    in_force.policies.iter().enumerate().map(standing).collect()
+}
+
 fn of_policy(
+    id: Option<u16>,
     policy: &Policy,
-    in_force: &InForce<'_>,
-    all: &Policies<'_>,
-    matched: &[Matched<'_>],
-    nodes: &BTreeMap<u16, BTreeSet<&str>>,
+    standing: &Standing<'_>,
     plans: &BTreeMap<String, EgressPlanSpec>,
 ) -> PolicyOutcome {
-    let slots = all.slots[in_force.slots.clone()].iter();
-    let slots: Vec<(&Slot, &Matched)> = slots.zip(&matched[in_force.slots.clone()]).collect();
-    let nodes = slots.iter().filter_map(|(slot, _)| nodes.get(&slot.id));
-    let standing = Standing {
-        policy: in_force,
-        nodes: nodes.flatten().copied().collect(),
-        slots,
-    };
-    let matched_pods = standing.slots.iter().map(|(_, matched)| matched.pods).sum();
+    let slots = standing.slots.iter();
+    let matched_pods = slots.clone().map(|(_, matched)| matched.pods).sum();
     PolicyOutcome {
-        id: None,
-        accepted: verdict::accepted(policy, matched_pods),
-        gateway_ready: verdict::gateway_ready(&standing),
-        gateways: standing
-            .slots
-            .iter()
-            .map(|(slot, matched)| of_gateway(slot, matched))
-            .collect(),
-        degraded: verdict::degraded(&standing, plans),
+        id,
+        accepted: verdict::accepted(policy, matched_pods, &standing.lost),
+        gateway_ready: verdict::gateway_ready(standing),
+        gateways: slots.map(|(slot, matched)| of_gateway(slot, matched)).collect(),
+        lost: standing.lost.clone(),
+        degraded: verdict::degraded(standing, plans),
         matched_pods,
         nodes: standing.nodes.iter().map(|node| (*node).to_owned()).collect(),
     }
@@ -187,6 +189,7 @@ fn not_in_force(id: Option<u16>, policy: &Policy) -> PolicyOutcome {
         accepted: verdict::not_in_force(policy),
         gateway_ready: Verdict::no(Reason::NotAccepted, "the policy is not accepted"),
         gateways: Vec::new(),
+        lost: Vec::new(),
         degraded: Vec::new(),
         matched_pods: 0,
         nodes: BTreeSet::new(),

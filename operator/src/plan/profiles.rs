@@ -46,6 +46,15 @@ impl Layers {
         Self { flat, left }
     }
 
+    /// What of the destinations belongs to each layer, as [`ranges::merge`] gives it.
+    pub fn by_layer(&self) -> BTreeMap<usize, Vec<Interval>> {
+        let mut by_layer: BTreeMap<usize, Vec<Interval>> = BTreeMap::new();
+        for (interval, layer) in &self.flat {
+            by_layer.entry(*layer).or_default().push(*interval);
+        }
+        by_layer
+    }
+
     /// With the slots at `indexes`, one for each policy.
     pub fn with(&self, indexes: &[usize], slots: &[Slot]) -> Flat {
         let id = |layer: usize| slots[indexes[layer]].id;

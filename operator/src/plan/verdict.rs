@@ -7,18 +7,30 @@ use egressnat_crds::plan::Family;
 use egressnat_crds::policy::NoGateway;
 
 use super::Slot;
+use super::lost::Lost;
 use super::outcome::Standing;
 use crate::condition::{Reason, Verdict, some_of, some_of_with};
 use crate::world::{Policy, PolicySpec};
 
-/// Condition `Accepted` of a policy in force that selects so many pods.
-pub fn accepted(policy: &Policy, matched_pods: usize) -> Verdict {
+/// Condition `Accepted` of a policy in force that selects so many pods, and loses so much to others.
+pub fn accepted(policy: &Policy, matched_pods: usize, lost: &[Lost]) -> Verdict {
     match &policy.spec {
         PolicySpec::Valid(_) if matched_pods == 0 => Verdict::yes(
             Reason::Accepted,
             "the spec is in force, but no pod matches its selectors",
         ),
-        PolicySpec::Valid(_) => Verdict::yes(Reason::Accepted, "the spec is in force"),
+        PolicySpec::Valid(_) if lost.is_empty() => Verdict::yes(Reason::Accepted, "the spec is in force"),
+        PolicySpec::Valid(_) => {
+            let winners: Vec<String> = lost
+                .iter()
+                .map(|l| format!("{} ({})", l.policy, count_of(l.pods)))
+                .collect();
+            let winners = some_of(winners.iter().map(String::as_str));
+            let message = format!(
+                "the spec is in force, but other policies come first at some of its destinations: {winners}"
+            );
+            Verdict::yes(Reason::Accepted, message)
+        }
         PolicySpec::Kept {
             generation, error, ..
         } => Verdict::no(
@@ -42,7 +54,7 @@ pub fn accepted(policy: &Policy, matched_pods: usize) -> Verdict {
 /// Condition `Accepted` of a policy that is not in force.
 pub fn not_in_force(policy: &Policy) -> Verdict {
     match &policy.spec {
-        PolicySpec::Refused(_) => accepted(policy, 0),
+        PolicySpec::Refused(_) => accepted(policy, 0, &[]),
         PolicySpec::Valid(_) | PolicySpec::Kept { .. } | PolicySpec::Guarded { .. } => Verdict::no(
             Reason::IdsExhausted,
             "all 16383 policy ids are taken: delete policies, or say more in one",
@@ -182,9 +194,10 @@ fn zone_not_served(standing: &Standing<'_>) -> Option<(Reason, String)> {
     }
     let pods: usize = far.values().sum();
     let message = format!(
-        "no gateway is in the zone of {}, and zoneAffinity is Require: packets of {pods} pods there {}; \
+        "no gateway is in the zone of {}, and zoneAffinity is Require: packets of {} there {}; \
          add a gateway in that zone, or write zoneAffinity: Prefer",
         some_of(far.keys().copied()),
+        count_of(pods),
         fate(standing.policy.spec.no_gateway)
     );
     (pods > 0).then_some((Reason::ZoneNotServed, message))
@@ -202,6 +215,13 @@ fn source_without_underlay(
         fate(standing.policy.spec.no_gateway)
     );
     (!rootless.is_empty()).then_some((Reason::SourceWithoutUnderlay, message))
+}
+
+fn count_of(pods: usize) -> String {
+    match pods {
+        1 => "1 pod".into(),
+        _ => format!("{pods} pods"),
+    }
 }
 
 /// The first few sentences, and how many more there are.
