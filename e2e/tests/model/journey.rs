@@ -1,9 +1,10 @@
-//! A connection's first packet on its way through the nodes, by the compiled rules and routes.
+//! A connection's first packet on its way through the nodes, and the first that comes back, by the compiled rules
+//! and routes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use egressnat_agent::model::Hook;
+use egressnat_agent::model::{Hook, MacAddr};
 use egressnat_agent::owned::{CT_MARK_MASK, CT_MARK_SHIFT, Drop, GBP_MASK, Numbers};
 use egressnat_operator::plan::Outcome;
 
@@ -62,6 +63,9 @@ impl Cluster {
             }
             Way::Main => {
                 let done = forward(source, packet);
+                if let Done::Left(packet) = &done {
+                    self.back_from_here(source, packet)?;
+                }
                 self.verdict(source, source, done)
             }
         }
@@ -89,22 +93,9 @@ impl Cluster {
                 source.name
             ));
         }
-        // The outer packet has the inner one's mark: by it, it must not find the tunnel again.
-        let outer = self.outer(source, via, packet.mark)?;
-        if source.route(&outer) != Way::Main {
-            return Err(format!("the tunnel of {} leads into itself", source.name));
-        }
-        let gateway = self.underlay(source, outer)?;
-        let device = source
-            .desired
-            .net
-            .tunnel
-            .as_ref()
-            .ok_or("the tunnel has no device")?;
-        let mut inner = Packet::new(own, packet.destination, packet.udp_port);
-        inner.mark = packet.mark & GBP_MASK;
-        inner.iif = Some(tunnel());
-        inner.ether_source = Some(device.mac);
+        let (gateway, arrived) = self.tunnel(source, via, &packet)?;
+        let fresh = Packet::new(own, packet.destination, packet.udp_port);
+        let mut inner = arrived.of(fresh);
         let done = match gateway.run(Hook::Prerouting, &mut inner) {
             Err(dropped) => Done::Lost(inner, dropped),
             Ok(()) => match gateway.route(&inner) {
@@ -112,7 +103,64 @@ impl Cluster {
                 way => return Err(format!("{} sends on by {way:?}", gateway.name)),
             },
         };
+        if let Done::Left(inner) = &done {
+            self.back_by_tunnel(source, &packet, gateway, inner)?;
+        }
         self.verdict(source, gateway, done)
+    }
+
+    /// What comes back to a node finds its pod there.
+    fn back_from_here(&self, host: &Host, sent: &Packet) -> Result<(), String> {
+        let (way, reply) = returned(host, sent)?;
+        match way {
+            Way::Main => deliver(host, reply),
+            way => Err(format!("a reply to a pod of {} goes by {way:?}", host.name)),
+        }
+    }
+
+    /// What comes back to the gateway goes to the pod's node by the tunnel.
+    fn back_by_tunnel(
+        &self,
+        source: &Host,
+        sent: &Packet,
+        gateway: &Host,
+        left: &Packet,
+    ) -> Result<(), String> {
+        let (way, mut reply) = returned(gateway, left)?;
+        let Way::Tunnel(via) = way else {
+            return Err(format!("a reply at {} goes by {way:?}", gateway.name));
+        };
+        reply.oif = Some(tunnel());
+        let passed = gateway.run(Hook::Forward, &mut reply);
+        let passed = passed.and_then(|()| gateway.run(Hook::Postrouting, &mut reply));
+        passed.map_err(|dropped| format!("{} drops a reply: {dropped:?}", gateway.name))?;
+        let (there, arrived) = self.tunnel(gateway, via, &reply)?;
+        if there.name != source.name {
+            return Err(format!("{} sends a reply to {}", gateway.name, there.name));
+        }
+        let mut reply = arrived.of(sent.reply());
+        let passed = source.run(Hook::Prerouting, &mut reply);
+        passed.map_err(|dropped| format!("{} drops a reply: {dropped:?}", source.name))?;
+        match source.route(&reply) {
+            Way::Main => deliver(source, reply),
+            way => Err(format!("a reply to a pod of {} goes by {way:?}", source.name)),
+        }
+    }
+
+    /// Takes a packet through the tunnel: the node where it comes out, and with what.
+    fn tunnel(&self, source: &Host, via: IpAddr, packet: &Packet) -> Result<(&Host, Arrived), String> {
+        // The outer packet has the inner one's mark: by it, it must not find the tunnel again.
+        let outer = self.outer(source, via, packet.mark)?;
+        if source.route(&outer) != Way::Main {
+            return Err(format!("the tunnel of {} leads into itself", source.name));
+        }
+        let there = self.underlay(source, outer)?;
+        let device = source.desired.net.tunnel.as_ref();
+        let arrived = Arrived {
+            mark: packet.mark & GBP_MASK,
+            from: device.ok_or("the tunnel has no device")?.mac,
+        };
+        Ok((there, arrived))
     }
 
     /// The tunnel's own packet to a next hop: neighbour, FDB, address.
@@ -185,6 +233,40 @@ impl Cluster {
             },
         }
     }
+}
+
+/// What comes out of the tunnel with a packet.
+struct Arrived {
+    mark: u32,
+    from: MacAddr,
+}
+
+impl Arrived {
+    fn of(&self, packet: Packet) -> Packet {
+        Packet {
+            mark: self.mark,
+            ether_source: Some(self.from),
+            iif: Some(tunnel()),
+            ..packet
+        }
+    }
+}
+
+/// What comes back from the outside, and the way it takes.
+fn returned(host: &Host, sent: &Packet) -> Result<(Way, Packet), String> {
+    let mut reply = sent.reply();
+    reply.iif = Some(uplink());
+    let passed = host.run(Hook::Prerouting, &mut reply);
+    passed.map_err(|dropped| format!("{} drops a reply: {dropped:?}", host.name))?;
+    Ok((host.route(&reply), reply))
+}
+
+/// To the pod.
+fn deliver(host: &Host, mut reply: Packet) -> Result<(), String> {
+    reply.oif = Some(veth());
+    let passed = host.run(Hook::Forward, &mut reply);
+    let passed = passed.and_then(|()| host.run(Hook::Postrouting, &mut reply));
+    passed.map_err(|dropped| format!("{} drops a reply: {dropped:?}", host.name))
 }
 
 /// Out by the uplink. Postrouting leaves the rest to the CNI.

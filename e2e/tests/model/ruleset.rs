@@ -1,4 +1,4 @@
-//! The table as the kernel runs it, for the first packet of a connection.
+//! The table as the kernel runs it, for the first packet of a connection and the first that comes back.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,6 +27,8 @@ pub struct Packet {
     pub untracked: bool,
     /// The source address that a NAT chain has bound to the connection.
     pub snat: Option<IpAddr>,
+    /// It comes back, from the side that did not open the connection.
+    pub is_reply: bool,
 }
 
 impl Packet {
@@ -43,6 +45,21 @@ impl Packet {
             ct_mark: 0,
             untracked: false,
             snat: None,
+            is_reply: false,
+        }
+    }
+
+    /// What comes back, once conntrack has undone the translation.
+    pub fn reply(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            mark: 0,
+            iif: None,
+            oif: None,
+            ether_source: None,
+            is_reply: true,
+            ..self.clone()
         }
     }
 
@@ -81,8 +98,8 @@ impl Table<'_> {
         let mut bases: Vec<(&String, BaseChain)> = bases.filter(|(_, base)| base.hook == hook).collect();
         bases.sort_by_key(|(_, base)| order(base));
         for (name, base) in bases {
-            // A NAT chain sees no packet without a connection, and none whose connection is bound.
-            if base.kind == ChainKind::Nat && (packet.untracked || packet.snat.is_some()) {
+            // A NAT chain sees the first packet of a connection that is not bound yet.
+            if base.kind == ChainKind::Nat && (packet.untracked || packet.is_reply || packet.snat.is_some()) {
                 continue;
             }
             if let End::Drop(dropped) = self.chain(name, packet) {
@@ -161,9 +178,11 @@ impl Table<'_> {
             Statement::NfProto(family) => packet.is_of(*family),
             Statement::UdpDport(port) => packet.udp_port == Some(*port),
             Statement::TcpSyn => packet.udp_port.is_none(),
-            // It is a connection's first packet: conntrack has made an entry, unless told not to.
+            // Conntrack has an entry of the connection, unless told not to.
             Statement::CtUnplaced => packet.untracked,
-            Statement::CtDirection(direction) => !packet.untracked && *direction == Direction::Original,
+            Statement::CtDirection(direction) => {
+                !packet.untracked && packet.is_reply == (*direction == Direction::Reply)
+            }
             Statement::CtMark(masked) => !packet.untracked && compare(*masked, packet.ct_mark),
             Statement::MetaMark(masked) => compare(*masked, packet.mark),
             Statement::SaddrIn(net) => net.contains(&packet.source),

@@ -102,7 +102,21 @@ impl Context<'_> {
                 },
             }));
         }
+        routes.extend(self.own_in_peers_ranges().map(|ip| Route {
+            table,
+            to: ip.into(),
+            kind: RouteKind::Throw,
+        }));
         routes
+    }
+
+    /// This node's pods with addresses of a peer's ranges, as networks have them that do not go by ranges.
+    fn own_in_peers_ranges(&self) -> impl Iterator<Item = IpAddr> {
+        let ips = self.plan.pods.iter().flat_map(|p| p.ips.iter().copied());
+        ips.filter(|ip| {
+            let mut ranges = self.plan.peers.iter().flat_map(|p| &p.ranges);
+            self.families().any(|f| f == (*ip).into()) && ranges.any(|r| r.contains(ip))
+        })
     }
 
     fn rules(&self) -> BTreeSet<IpRule> {
