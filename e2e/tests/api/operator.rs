@@ -1,7 +1,10 @@
 //! The real operator against the real API server, with the rights that the chart gives it: from policies,
 //! pods and nodes to plans and statuses. The test stands in for kubelets and agents.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use egressnat_crds::EgressPlan;
 use egressnat_e2e::api_server::ADVERTISED;
@@ -101,6 +104,62 @@ async fn a_policy_says_when_every_node_concerned_has_it() {
         event_on(&client, "walk", "Programmed").await
     });
     assert_eq!(told.await.type_.as_deref(), Some("Normal"));
+}
+
+#[tokio::test]
+async fn several_gateways_have_an_id_each_that_stays() {
+    let (cluster, client) = world().await;
+    let entry = |address: &str| json!({"nodeSelector": {}, "egressIP": address});
+    let spec = |gateways: Value| {
+        let mut spec = spec_from_gateway();
+        spec.as_object_mut().unwrap().remove("egressSourceIP");
+        spec["egressGateways"] = gateways;
+        spec
+    };
+    let several = spec(json!([entry(GATEWAY_IP), entry("192.0.2.99"), entry(WORKER_IP)]));
+    apply(&client, &policy("several", several)).await;
+    let operator = Operator::start(&cluster, "first").await;
+
+    let status = eventually("the gateways", async || {
+        status_when(&client, "several", "GatewayReady", "True").await
+    })
+    .await;
+    assert_eq!(condition_of(&status, "Degraded"), ("True", "GatewayMissing"));
+    let nodes = [json!(GATEWAY), Value::Null, json!(WORKER)];
+    assert_eq!([0, 1, 2].map(|i| status["gateways"][i]["node"].clone()), nodes);
+    let pods = [0, 1, 2].map(|i| status["gateways"][i]["pods"].as_u64().unwrap());
+    assert_eq!((pods[1], pods.iter().sum()), (0, 2));
+    let ids = |status: &Value| -> BTreeMap<String, u64> {
+        let gateways = status["gateways"].as_array().unwrap().iter();
+        gateways
+            .map(|g| (g["key"].as_str().unwrap().into(), g["id"].as_u64().unwrap()))
+            .collect()
+    };
+    let before = ids(&status);
+    assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 3, "{before:?}");
+    let plan = plan_with_policy(&client, GATEWAY).await.unwrap();
+    let served = plan.spec.policies.iter().find(|p| p.gateway.is_some()).unwrap();
+    assert_eq!(u64::from(served.id), status["gateways"][0]["id"]);
+
+    // Another process knows them from the status, in whatever order the entries are by then.
+    operator.stop.cancel();
+    let fewer = spec(json!([entry(WORKER_IP), entry(GATEWAY_IP)]));
+    apply(&client, &policy("several", fewer)).await;
+    let _operator = Operator::start(&cluster, "second").await;
+    let status = eventually("both gateways", async || {
+        status_when(&client, "several", "Degraded", "False").await
+    })
+    .await;
+    assert_eq!(
+        [0, 1].map(|i| status["gateways"][i]["node"].clone()),
+        [WORKER, GATEWAY]
+    );
+    let after = ids(&status);
+    assert_eq!(after.len(), 2);
+    assert!(
+        after.iter().all(|(key, id)| before[key] == *id),
+        "{before:?}, {after:?}"
+    );
 }
 
 #[tokio::test]
