@@ -15,6 +15,7 @@ mod documentation;
 mod kinds;
 mod node;
 mod operator;
+mod plugin;
 mod rights;
 mod support;
 mod world;
