@@ -102,7 +102,8 @@ fn usual_link(observed: &Observed, plan: &EgressPlanSpec, family: Family) -> Opt
 }
 
 /// The link's own routes of the addresses' families: those of table main, and where that has no default route by
-/// the link, that of another table, as nodes with several networks have them.
+/// the link, that of another table, as nodes with several networks have them. Without any, two links may be in one
+/// network: a next hop of another's default route is the link's as well, if it is a neighbour there.
 fn routes(observed: &Observed, link: u32, addresses: &BTreeSet<IpAddr>) -> BTreeMap<IpNet, Option<IpAddr>> {
     let families: BTreeSet<Family> = addresses.iter().map(|a| (*a).into()).collect();
     let mut by_link: Vec<&NodeRoute> = observed
@@ -110,12 +111,38 @@ fn routes(observed: &Observed, link: u32, addresses: &BTreeSet<IpAddr>) -> BTree
         .iter()
         .filter(|r| r.link == link && families.contains(&r.to.addr().into()))
         .collect();
-    by_link.sort_by_key(|r| (!r.is_of_main(), r.table, r.metric));
+    by_link.sort_by_key(preference);
     let mut routes = BTreeMap::new();
     for route in by_link {
         routes.entry(route.to).or_insert(route.via);
     }
+    let mut others: Vec<&NodeRoute> = observed
+        .routes
+        .iter()
+        .filter(|r| r.to.prefix_len() == 0)
+        .collect();
+    others.sort_by_key(preference);
+    for route in others {
+        let family = Family::from(route.to.addr());
+        let neighbour = route.via.filter(|via| is_neighbour(&routes, *via));
+        if families.contains(&family) && neighbour.is_some() {
+            routes.entry(route.to).or_insert(neighbour);
+        }
+    }
     routes
+}
+
+fn preference(route: &&NodeRoute) -> (bool, u32, u32) {
+    (!route.is_of_main(), route.table, route.metric)
+}
+
+/// Whether an address is on the network of a link with these routes. Link-local ones are on every link's.
+fn is_neighbour(routes: &BTreeMap<IpNet, Option<IpAddr>>, address: IpAddr) -> bool {
+    let link_local = matches!(address, IpAddr::V6(a) if a.is_unicast_link_local());
+    let on_link = routes
+        .iter()
+        .filter(|(to, via)| via.is_none() && to.prefix_len() > 0);
+    !link_local && on_link.into_iter().any(|(to, _)| to.contains(&address))
 }
 
 /// See [`Exit::strict`]. The kernel takes the higher of the link's value and that of `all`: 2 is loose, 1 strict.

@@ -113,6 +113,37 @@ fn an_address_on_another_link_than_the_default_routes_leaves_by_it() {
 }
 
 #[test]
+fn two_links_of_one_network_have_one_next_hop() {
+    in_netns(|| async {
+        make_underlay();
+        let commands = [
+            "address add 192.0.2.2/24 dev up1",
+            "-6 address add 2001:db8::2/64 dev up1 nodad",
+            "route add default via 192.0.2.254 dev up0",
+            "-6 route add default via fe80::1 dev up0",
+        ];
+        commands.iter().for_each(|command| drop(ip(command)));
+        let addresses = ["192.0.2.2", "2001:db8::2"];
+        let text = async || exits(&addresses).await.iter().map(exit_text).collect::<Vec<_>>();
+        let [v4, v6] = [
+            "\"0.0.0.0/0 via 192.0.2.254\", \"192.0.2.0/24\"",
+            "\"2001:db8::/64\"",
+        ];
+        // A link-local next hop is one on its own link alone.
+        assert_eq!(
+            text().await,
+            [format!("up1 {{192.0.2.2, 2001:db8::2}} [{v4}, {v6}]")]
+        );
+        ip("-6 route add default via 2001:db8::fe dev up0 metric 5");
+        let v6 = "\"::/0 via 2001:db8::fe\", \"2001:db8::/64\"";
+        assert_eq!(
+            text().await,
+            [format!("up1 {{192.0.2.2, 2001:db8::2}} [{v4}, {v6}]")]
+        );
+    });
+}
+
+#[test]
 fn a_reverse_path_filter_is_strict_by_the_links_value_or_that_of_all() {
     in_netns(|| async {
         make_underlay();
