@@ -103,7 +103,8 @@ fn addresses_of(interfaces: &[NodeInterface], wanted: impl Fn(&NodeInterface) ->
     wanted.flat_map(|i| i.addresses.clone()).collect()
 }
 
-fn interfaces<'a>(world: &'a World, node: &Node) -> &'a [NodeInterface] {
+/// What the node's agent has said.
+pub fn interfaces<'a>(world: &'a World, node: &Node) -> &'a [NodeInterface] {
     let plan = world.plans.iter().find(|p| p.metadata.name == node.metadata.name);
     plan.map_or(&[], |p| &p.status.interfaces)
 }

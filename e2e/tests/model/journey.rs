@@ -61,8 +61,8 @@ impl Cluster {
                 let done = input(source, packet);
                 self.verdict(source, source, done)
             }
-            Way::Main => {
-                let done = forward(source, packet);
+            way => {
+                let done = forward(source, &way, packet)?;
                 if let Done::Left(packet) = &done {
                     self.back_from_here(source, packet)?;
                 }
@@ -98,10 +98,7 @@ impl Cluster {
         let mut inner = arrived.of(fresh);
         let done = match gateway.run(Hook::Prerouting, &mut inner) {
             Err(dropped) => Done::Lost(inner, dropped),
-            Ok(()) => match gateway.route(&inner) {
-                Way::Main => forward(gateway, inner),
-                way => return Err(format!("{} sends on by {way:?}", gateway.name)),
-            },
+            Ok(()) => forward(gateway, &gateway.route(&inner), inner)?,
         };
         if let Done::Left(inner) = &done {
             self.back_by_tunnel(source, &packet, gateway, inner)?;
@@ -151,7 +148,7 @@ impl Cluster {
     fn tunnel(&self, source: &Host, via: IpAddr, packet: &Packet) -> Result<(&Host, Arrived), String> {
         // The outer packet has the inner one's mark: by it, it must not find the tunnel again.
         let outer = self.outer(source, via, packet.mark)?;
-        if source.route(&outer) != Way::Main {
+        if matches!(source.route(&outer), Way::Tunnel(_)) {
             return Err(format!("the tunnel of {} leads into itself", source.name));
         }
         let there = self.underlay(source, outer)?;
@@ -223,6 +220,9 @@ impl Cluster {
             }
             Done::Left(packet) => match (of(&packet).transpose()?, packet.snat) {
                 (None, None) => Ok(None),
+                (Some(_), Some(address)) if packet.oif != Some(last.holder(address)) => {
+                    Err(format!("{address} leaves {at} by {:?}", packet.oif))
+                }
                 (Some(policy), Some(address)) => Ok(Some(Capture::Egress {
                     policy,
                     gateway: at.clone(),
@@ -255,7 +255,7 @@ impl Arrived {
 /// What comes back from the outside, and the way it takes.
 fn returned(host: &Host, sent: &Packet) -> Result<(Way, Packet), String> {
     let mut reply = sent.reply();
-    reply.iif = Some(uplink());
+    reply.iif = sent.oif.clone();
     let passed = host.run(Hook::Prerouting, &mut reply);
     passed.map_err(|dropped| format!("{} drops a reply: {dropped:?}", host.name))?;
     Ok((host.route(&reply), reply))
@@ -269,12 +269,16 @@ fn deliver(host: &Host, mut reply: Packet) -> Result<(), String> {
     passed.map_err(|dropped| format!("{} drops a reply: {dropped:?}", host.name))
 }
 
-/// Out by the uplink. Postrouting leaves the rest to the CNI.
-fn forward(host: &Host, mut packet: Packet) -> Done {
-    packet.oif = Some(uplink());
+/// Out of the node. Postrouting leaves the rest to the CNI.
+fn forward(host: &Host, way: &Way, mut packet: Packet) -> Result<Done, String> {
+    packet.oif = Some(match way {
+        Way::Main => host.main_link(packet.destination),
+        Way::Link(link) => link.clone(),
+        way => return Err(format!("{} sends out by {way:?}", host.name)),
+    });
     let sent = host.run(Hook::Forward, &mut packet);
     let sent = sent.and_then(|()| host.run(Hook::Postrouting, &mut packet));
-    done(packet, sent)
+    Ok(done(packet, sent))
 }
 
 fn input(host: &Host, mut packet: Packet) -> Done {
