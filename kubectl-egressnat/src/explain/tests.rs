@@ -28,8 +28,10 @@ const QUESTIONS: [(&str, &str, Option<&str>); 14] = [
     ("gateway-missing-to", "lonely", Some("198.51.100.7")),
 ];
 
+const WORLD: &str = include_str!("../../testdata/explain/world.yaml");
+
 fn world() -> Snapshot {
-    testing::snapshot(include_str!("../../testdata/explain/world.yaml"))
+    testing::snapshot(WORLD)
 }
 
 fn ask(snapshot: &Snapshot, pod: &str, to: Option<&str>) -> Explanation {
@@ -101,6 +103,33 @@ fn what_the_agents_have_not_programmed_is_said() {
         None,
         "nobody says who holds it"
     );
+}
+
+#[test]
+fn of_several_gateways_the_pods_own_is_shown_and_another_takes_its_place() {
+    let several = r#"
+---
+kind: EgressNATPolicy
+apiVersion: egressnat.io/v1alpha1
+metadata: {name: several, uid: policy-several, generation: 1}
+spec:
+  priority: 300
+  selectors: [{podSelector: {matchLabels: {app: web}}}]
+  egressGateways: [{nodeSelector: {}, egressIP: 192.0.2.1}, {nodeSelector: {}, egressIP: 172.18.0.2}]
+"#;
+    let mut snapshot = testing::snapshot(&format!("{WORLD}{several}"));
+    let mut used = Vec::new();
+    for _ in 0..2 {
+        let first = ask(&snapshot, "web", None).policies.swap_remove(0);
+        assert_eq!(first.name, "several");
+        let node = first.gateway.unwrap();
+        let own = if node == "edge" { "192.0.2.1" } else { "172.18.0.2" };
+        assert_eq!(first.addresses, [own.parse::<IpAddr>().unwrap()]);
+        snapshot.world.nodes.get_mut(&node).unwrap().ready = false;
+        used.push(node);
+    }
+    used.sort();
+    assert_eq!(used, ["edge", "worker"]);
 }
 
 #[test]
