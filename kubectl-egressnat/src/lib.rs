@@ -13,6 +13,7 @@ pub mod documents;
 pub mod error;
 pub mod explain;
 pub mod lint;
+pub mod migrate;
 pub mod output;
 pub mod place;
 pub mod plan;
