@@ -2,13 +2,16 @@
 
 use std::{
     env, fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
+        mpsc::{self, Receiver},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use egressnat_crds::EgressNATPolicy;
@@ -219,6 +222,64 @@ async fn the_plugin_shows_plans_and_what_would_change() {
         policies.get_opt("extra").await.unwrap().is_none(),
         "nothing was applied"
     );
+}
+
+#[tokio::test]
+async fn status_is_shown_again_when_it_changes() {
+    let (cluster, client) = world().await;
+    apply(&client, &policy("first", spec_from_gateway())).await;
+    let plugin = Plugin::of(&cluster);
+    let mut watching = Watching::start(&plugin);
+    watching.shows("first");
+    apply(&client, &policy("second", weaker())).await;
+    watching.shows("second");
+}
+
+/// `status --watch`, ended with the value.
+struct Watching {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Watching {
+    fn start(plugin: &Plugin) -> Self {
+        let mut child = Command::new(program())
+            .args(["status", "--watch"])
+            .env("KUBECONFIG", &plugin.kubeconfig)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (to, lines) = mpsc::channel();
+        thread::spawn(move || {
+            out.lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| to.send(line))
+        });
+        Self { child, lines }
+    }
+
+    /// Reads on until there is a line of this policy.
+    fn shows(&mut self, policy: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            if line
+                .unwrap_or_else(|error| panic!("no line of {policy}: {error}"))
+                .starts_with(policy)
+            {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[tokio::test]

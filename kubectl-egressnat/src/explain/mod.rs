@@ -13,7 +13,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::interval::Interval;
 use egressnat_crds::policy::NoGateway;
-use egressnat_operator::plan;
+use egressnat_operator::plan::{self, Outcome};
 use egressnat_operator::world::{Pod, Policy, PolicySpec, World};
 use serde::Serialize;
 
@@ -127,7 +127,7 @@ pub struct Answer {
 pub fn explain(snapshot: &Snapshot, key: &str, to: Option<IpAddr>) -> Option<Explanation> {
     let world = &snapshot.world;
     let pod = world.pods.get(key)?;
-    let outcome = plan::plan(world);
+    let outcome = in_force(world);
     let never = never(world, pod);
     let policies = match &never {
         None => selecting::selecting(world, &outcome, key, pod),
@@ -149,6 +149,21 @@ pub fn explain(snapshot: &Snapshot, key: &str, to: Option<IpAddr>) -> Option<Exp
         to,
         summary,
     })
+}
+
+/// What follows from the world. What stays in force of a spec that has become invalid is known to the operator
+/// only, so that its plans are taken as they are written while there is such a spec.
+fn in_force(world: &World) -> Outcome {
+    let mut outcome = plan::plan(world);
+    let guarded = |p: &Policy| matches!(p.spec, PolicySpec::Guarded { .. });
+    if world.policies.values().any(guarded) {
+        for (node, plan) in &mut outcome.plans {
+            if let Some(written) = world.plans.get(node) {
+                plan.clone_from(&written.spec);
+            }
+        }
+    }
+    outcome
 }
 
 /// Why no policy can select the pod.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{PlanPolicy, Profile};
+use egressnat_operator::condition::ConditionType;
 use egressnat_operator::plan::{self, Outcome};
 use egressnat_operator::world::{Pod, Policy, World};
 
@@ -35,7 +36,11 @@ pub(super) fn selecting(world: &World, outcome: &Outcome, key: &str, pod: &Pod) 
                 name: name.clone(),
                 priority: priority(policy),
                 created: policy.created.to_string(),
-                invalid: (!made.accepted.holds).then(|| made.accepted.message.clone()),
+                invalid: (!made.accepted.holds).then(|| {
+                    operators_words(policy)
+                        .unwrap_or(&made.accepted.message)
+                        .to_owned()
+                }),
                 wins: won_here.map(|w| w.ranges.clone()).unwrap_or_default(),
                 lost: lost(world, name, policy, &own, &won),
                 nodes: match won_here {
@@ -52,6 +57,15 @@ pub(super) fn selecting(world: &World, outcome: &Outcome, key: &str, pod: &Pod) 
             })
         })
         .collect()
+}
+
+/// What the operator says of the present spec: it may know more than what is planned from here.
+fn operators_words(policy: &Policy) -> Option<&str> {
+    let accepted = ConditionType::Accepted.to_string();
+    let current = Some(policy.generation);
+    let mut conditions = policy.status.conditions.iter();
+    let condition = conditions.find(|c| c.type_ == accepted && c.observed_generation == current)?;
+    Some(&condition.message)
 }
 
 fn priority(policy: &Policy) -> i32 {
@@ -115,13 +129,14 @@ fn lost(
     own: &[Interval],
     won: &BTreeMap<&str, Captured>,
 ) -> Vec<Lost> {
-    let mut lost: Vec<Lost> = won
-        .iter()
-        .filter(|(winner, _)| **winner != name)
-        .map(|(winner, captured)| Lost {
-            to: (*winner).to_owned(),
-            because: because((winner, &world.policies[*winner]), (name, policy)),
-            ranges: words::common(own, &captured.ranges),
+    let others = won.iter().filter(|(winner, _)| **winner != name);
+    let mut lost: Vec<Lost> = others
+        .filter_map(|(winner, captured)| {
+            Some(Lost {
+                to: (*winner).to_owned(),
+                because: because((winner, world.policies.get(*winner)?), (name, policy)),
+                ranges: words::common(own, &captured.ranges),
+            })
         })
         .collect();
     lost.retain(|l| !l.ranges.is_empty());

@@ -133,6 +133,25 @@ spec:
 }
 
 #[test]
+fn of_an_invalid_spec_what_the_plans_say_is_in_force() {
+    let broken = WORLD.replace("egressSourceIP: 192.0.2.1\n", "egressSourceIP: nonsense\n");
+    let broken = broken.replace(
+        "status: {id: 1}",
+        "status: {id: 1, conditions: [{type: Accepted, status: 'False', reason: InvalidSpec, observedGeneration: 1, \
+         message: what the operator says, lastTransitionTime: '2026-03-01T00:00:00Z'}]}",
+    );
+    let explanation = ask(&testing::snapshot(&broken), "web", Some("198.51.100.7"));
+    let first = &explanation.policies[0];
+    assert_eq!(first.name, "payments");
+    assert_eq!(first.invalid.as_deref(), Some("what the operator says"));
+    assert!(
+        explanation.summary.contains("will see 192.0.2.1"),
+        "{}",
+        explanation.summary
+    );
+}
+
+#[test]
 fn an_address_that_the_gateway_does_not_find_is_dropped() {
     let mut snapshot = world();
     let plan = snapshot.world.plans.get_mut("edge").unwrap();
