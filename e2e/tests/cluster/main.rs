@@ -5,6 +5,7 @@
 
 mod destinations;
 mod first_policy;
+mod gateways;
 mod lifecycle;
 mod own_address;
 mod pod;
@@ -39,6 +40,7 @@ fn tests() -> Vec<Test> {
         selection::TESTS,
         destinations::TESTS,
         first_policy::TESTS,
+        gateways::TESTS,
         lifecycle::TESTS,
     ]
     .concat()
