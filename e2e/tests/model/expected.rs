@@ -1,6 +1,8 @@
 //! What must become of a pod's packet, from the API's text alone.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressNATPolicySpec;
@@ -8,12 +10,13 @@ use egressnat_crds::policy::{NoGateway, PodSelection};
 use egressnat_crds::selector::{LabelSelector, Labels};
 use ipnet::IpNet;
 
-use crate::gateway::{gateway, named_addresses, underlay};
+use crate::gateway::{Gateway, choices, gateways, underlay};
 use crate::selector::{is_satisfiable, matches};
 use crate::world::{Node, Pod, Policy, World};
 
-/// What a policy does to a packet, or why none does anything.
-pub type Verdict = Result<Capture, NotCaptured>;
+/// What a policy does to a packet, or why none does anything. Where the API does not say which of its gateways a pod
+/// uses, each possibility.
+pub type Verdict = Result<Vec<Capture>, NotCaptured>;
 
 /// What a policy does to a packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,13 +58,24 @@ pub enum NotCaptured {
 pub fn say(verdict: &Verdict) -> String {
     match verdict {
         Err(why) => format!("not captured: {why:?}"),
-        Ok(Capture::Egress {
-            policy,
-            gateway,
-            address,
-        }) => format!("{policy}: {gateway} sends with {address}"),
-        Ok(Capture::NodeAddress { policy }) => format!("{policy}: node address"),
-        Ok(Capture::Dropped { policy }) => format!("{policy}: dropped"),
+        Ok(captures) => {
+            let captures: Vec<String> = captures.iter().map(ToString::to_string).collect();
+            captures.join(" or ")
+        }
+    }
+}
+
+impl fmt::Display for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Egress {
+                policy,
+                gateway,
+                address,
+            } => write!(f, "{policy}: {gateway} sends with {address}"),
+            Self::NodeAddress { policy } => write!(f, "{policy}: node address"),
+            Self::Dropped { policy } => write!(f, "{policy}: dropped"),
+        }
     }
 }
 
@@ -105,14 +119,26 @@ pub fn expected(world: &World, pod: &Pod, destination: IpAddr) -> Verdict {
     Err(NotCaptured::NoPolicy)
 }
 
-/// By the gateway, if there is one that serves the family and that the node can reach.
-fn what_happens(world: &World, policy: &Policy, node: &Node, destination: IpAddr) -> Capture {
-    let name = policy.metadata.name.clone();
+/// By each gateway that the pod may use; without one, by none.
+fn what_happens(world: &World, policy: &Policy, node: &Node, destination: IpAddr) -> Vec<Capture> {
     // Of a spec that is refused now, only the pods and destinations are known.
-    let gateway = match is_refused(&policy.spec) {
-        true => None,
-        false => gateway(world, policy),
+    let gateways = match is_refused(&policy.spec) {
+        true => Vec::new(),
+        false => gateways(world, policy, node),
     };
+    if gateways.is_empty() {
+        return vec![by(world, policy, node, destination, None)];
+    }
+    let captures = gateways.into_iter();
+    let captures: BTreeSet<Capture> = captures
+        .map(|g| by(world, policy, node, destination, Some(g)))
+        .collect();
+    captures.into_iter().collect()
+}
+
+/// By the gateway, if there is one that serves the family and that the node can reach.
+fn by(world: &World, policy: &Policy, node: &Node, destination: IpAddr, gateway: Option<Gateway>) -> Capture {
+    let name = policy.metadata.name.clone();
     let reachable = gateway.filter(|g| g.node == node.metadata.name || underlay(world, node).is_some());
     let served = reachable.and_then(|g| {
         let of_family = |a: &&IpAddr| a.is_ipv4() == destination.is_ipv4();
@@ -183,14 +209,17 @@ fn was_ever_accepted(policy: &Policy) -> bool {
 /// egress addresses could serve.
 pub fn is_refused(spec: &EgressNATPolicySpec) -> bool {
     let of_entries = spec.selectors.iter().flat_map(selectors_of);
-    let of_gateway = spec.egress_gateway.as_ref().map(|g| &g.node_selector);
-    if !of_entries.chain(of_gateway).all(is_satisfiable) {
+    let choices = choices(spec);
+    let of_gateways = choices.iter().filter_map(|c| c.selector);
+    if !of_entries.chain(of_gateways).all(is_satisfiable) {
         return true;
     }
     let included = cidrs(&spec.destination_cidrs);
-    let addresses = named_addresses(spec);
-    let served = |c: &IpNet| addresses.iter().any(|a| a.is_ipv4() == c.addr().is_ipv4());
-    if !included.is_empty() && !addresses.is_empty() && !included.iter().any(served) {
+    let served =
+        |c: &IpNet, addresses: &[IpAddr]| addresses.iter().any(|a| a.is_ipv4() == c.addr().is_ipv4());
+    let useless =
+        |addresses: &[IpAddr]| !addresses.is_empty() && !included.iter().any(|c| served(c, addresses));
+    if !included.is_empty() && choices.iter().any(|c| useless(&c.addresses)) {
         return true;
     }
     nothing_left(&included, &cidrs(&spec.excluded_cidrs))

@@ -1,9 +1,11 @@
-//! The model's answer to which node is a policy's gateway, and with which addresses.
+//! The model's answer to which nodes are a policy's gateways, and with which addresses.
 
 use std::net::IpAddr;
 
 use egressnat_crds::EgressNATPolicySpec;
 use egressnat_crds::plan::{Family, NodeInterface};
+use egressnat_crds::policy::ZoneAffinity;
+use egressnat_crds::selector::LabelSelector;
 
 use crate::selector::matches;
 use crate::world::{Node, Policy, World};
@@ -13,15 +15,71 @@ pub struct Gateway {
     pub node: String,
     /// At most one of each family, at least one.
     pub addresses: Vec<IpAddr>,
+    ready: bool,
+    zone: Option<String>,
 }
 
-/// The policy's gateway. Of several that could be, a Ready one, then the one that is it now, then the one whose
-/// name sorts first.
-pub fn gateway(world: &World, policy: &Policy) -> Option<Gateway> {
+/// Label of a node with its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// What a spec says of one gateway.
+pub struct Choice<'a> {
+    /// The nodes that may be it: all that hold the addresses, where nothing is said.
+    pub selector: Option<&'a LabelSelector>,
+    /// The addresses that the user wrote.
+    pub addresses: Vec<IpAddr>,
+    interface: Option<&'a String>,
+}
+
+/// The gateways of a spec: one, or each of `egressGateways`.
+pub fn choices(spec: &EgressNATPolicySpec) -> Vec<Choice<'_>> {
+    let mut choices = Vec::new();
+    for gateway in spec.egress_gateway.iter().chain(&spec.egress_gateways) {
+        let texts = gateway.egress_ip.iter().chain(&gateway.egress_ips);
+        choices.push(Choice {
+            selector: Some(&gateway.node_selector),
+            addresses: texts.map(|t| t.parse().unwrap()).collect(),
+            interface: gateway.interface.as_ref(),
+        });
+    }
+    if choices.is_empty() {
+        let texts = spec.egress_source_ip.iter().chain(&spec.egress_source_ips);
+        choices.push(Choice {
+            selector: None,
+            addresses: texts.map(|t| t.parse().unwrap()).collect(),
+            interface: None,
+        });
+    }
+    choices
+}
+
+/// The gateways that a pod of `node` may use. None where there is none for it.
+pub fn gateways(world: &World, policy: &Policy, node: &Node) -> Vec<Gateway> {
+    let choices = choices(&policy.spec);
+    let all = choices.iter().filter_map(|choice| gateway(world, policy, choice));
+    let zone = node.metadata.labels.get(ZONE);
+    let affinity = policy.spec.zone_affinity;
+    let mut usable: Vec<Gateway> = all.collect();
+    let is_near = |g: &Gateway| zone.is_some() && g.zone.as_ref() == zone;
+    if affinity == ZoneAffinity::Require {
+        usable.retain(is_near);
+    }
+    if usable.iter().any(|g| g.ready) {
+        usable.retain(|g| g.ready);
+        if affinity == ZoneAffinity::Prefer && usable.iter().any(is_near) {
+            usable.retain(is_near);
+        }
+    }
+    usable
+}
+
+/// The node for a choice. Of several that could be, a Ready one, then the one that is it now, then the one whose name
+/// sorts first.
+fn gateway(world: &World, policy: &Policy, choice: &Choice<'_>) -> Option<Gateway> {
     let current = policy.status.gateways.first().map(|g| &g.node);
     let mut candidates = Vec::new();
     for node in &world.nodes {
-        let addresses = addresses(world, &policy.spec, node);
+        let addresses = addresses(world, choice, node);
         // Nobody could tunnel to a node without an underlay address.
         if !addresses.is_empty() && underlay(world, node).is_some() {
             candidates.push((node, addresses));
@@ -34,18 +92,9 @@ pub fn gateway(world: &World, policy: &Policy) -> Option<Gateway> {
     best.map(|(node, addresses)| Gateway {
         node: node.metadata.name.clone(),
         addresses,
+        ready: is_ready(node),
+        zone: node.metadata.labels.get(ZONE).cloned(),
     })
-}
-
-/// The addresses that the user wrote.
-pub fn named_addresses(spec: &EgressNATPolicySpec) -> Vec<IpAddr> {
-    let mut texts: Vec<&String> = spec.egress_source_ip.iter().collect();
-    texts.extend(&spec.egress_source_ips);
-    if let Some(gateway) = &spec.egress_gateway {
-        texts.extend(&gateway.egress_ip);
-        texts.extend(&gateway.egress_ips);
-    }
-    texts.iter().map(|t| t.parse().unwrap()).collect()
 }
 
 /// The node's address under the tunnel: its first InternalIP of the family that most nodes have first.
@@ -69,26 +118,24 @@ pub fn held(world: &World, node: &Node) -> Vec<IpAddr> {
     }
 }
 
-/// The addresses with which the node would send as the policy's gateway. None where it cannot be that.
-fn addresses(world: &World, spec: &EgressNATPolicySpec, node: &Node) -> Vec<IpAddr> {
-    if let Some(gateway) = &spec.egress_gateway
-        && !matches(&gateway.node_selector, &node.metadata.labels)
-    {
+/// The addresses with which the node would send. None where it cannot be the gateway.
+fn addresses(world: &World, choice: &Choice<'_>, node: &Node) -> Vec<IpAddr> {
+    let fits = |selector| matches(selector, &node.metadata.labels);
+    if !choice.selector.is_none_or(fits) {
         return Vec::new();
     }
-    let named = named_addresses(spec);
+    let named = &choice.addresses;
     if !named.is_empty() {
         let held = held(world, node);
         return match named.iter().all(|a| held.contains(a)) {
-            true => named,
+            true => named.clone(),
             false => Vec::new(),
         };
     }
-    let interface = spec.egress_gateway.as_ref().and_then(|g| g.interface.as_ref());
     let interfaces = interfaces(world, node);
     let families = [Family::IPv4, Family::IPv6].into_iter();
     let found = families.filter_map(|family| {
-        let usable: Vec<IpAddr> = match interface {
+        let usable: Vec<IpAddr> = match choice.interface {
             Some(name) => addresses_of(interfaces, |i| i.name == *name),
             None if interfaces.is_empty() => node.internal_ips().collect(),
             None => addresses_of(interfaces, |i| i.default_route.contains(&family)),

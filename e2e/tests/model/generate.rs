@@ -238,9 +238,11 @@ impl NodeSeed {
             false => json!([]),
         };
         let ready = if self.ready { "True" } else { "False" };
+        let mut labels = self.labels.clone();
+        labels.insert("kubernetes.io/hostname".into(), json!(name));
         json!({
             "kind": "Node",
-            "metadata": {"name": name, "uid": format!("node-{name}"), "labels": self.labels},
+            "metadata": {"name": name, "uid": format!("node-{name}"), "labels": labels},
             "spec": {"podCIDRs": ranges},
             "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": ready}]},
         })

@@ -1,5 +1,7 @@
 //! Random selectors and policies, of so few labels, ranges and addresses that everything meets.
 
+use std::collections::BTreeMap;
+
 use egressnat_e2e::topology::{Dual, on_segment};
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -14,7 +16,7 @@ pub type Alphabet = &'static [(&'static str, &'static [&'static str])];
 
 pub const POD_LABELS: Alphabet = &[("app", &["a", "b"]), ("tier", &["x", "y"])];
 pub const NAMESPACE_LABELS: Alphabet = &[("team", &["a", "b"])];
-pub const NODE_LABELS: Alphabet = &[("zone", &["a", "b"]), ("egress", &["yes"])];
+pub const NODE_LABELS: Alphabet = &[("topology.kubernetes.io/zone", &["a", "b"]), ("egress", &["yes"])];
 
 /// Ranges that contain one another, around the servers of the topology and at the ends of both families.
 const CIDRS: [&str; 19] = [
@@ -126,8 +128,8 @@ prop_compose! {
         gateway in gateway(),
         no_gateway in proptest::option::weighted(0.6, select(vec!["Drop", "NodeIP"])),
     ) -> Value {
-        let (field, value) = gateway;
-        let mut spec = Map::from_iter([("selectors".to_owned(), json!(selectors)), (field.to_owned(), value)]);
+        let mut spec = gateway;
+        spec.insert("selectors".into(), json!(selectors));
         let mut give = |field: &str, value: Option<Value>| value.map(|v| spec.insert(field.into(), v));
         give("priority", priority.map(|p| json!(p)));
         give("destinationCIDRs", (!destinations.is_empty()).then(|| json!(destinations)));
@@ -159,30 +161,51 @@ fn cidr() -> impl Strategy<Value = String> {
     prop_oneof![3 => select(&CIDRS[..]).prop_map(str::to_owned), 1 => around]
 }
 
-/// The field that says who the gateway is, and what it says.
-fn gateway() -> impl Strategy<Value = (&'static str, Value)> {
+/// The fields that say who the gateways are.
+fn gateway() -> impl Strategy<Value = Map<String, Value>> {
     let both = || (egress(), egress()).prop_map(|(a, b)| json!([a.v4, b.v6]));
     let pair = || egress().prop_map(|a| json!([a.v4, a.v6]));
     let one = || (egress(), any::<bool>()).prop_map(|(a, v4)| if v4 { json!(a.v4) } else { json!(a.v6) });
-    let further = prop_oneof![
-        3 => Just(None),
-        2 => select(vec!["eth0", "eth1", "eth2"]).prop_map(|i| Some(("interface", json!(i)))),
-        2 => one().prop_map(|a| Some(("egressIP", a))),
-        1 => pair().prop_map(|a| Some(("egressIPs", a))),
-    ];
-    let chosen = (selector(NODE_LABELS), further).prop_map(|(selector, further)| {
-        let mut gateway = json!({"nodeSelector": selector});
-        if let Some((field, value)) = further {
-            gateway[field] = value;
-        }
-        ("egressGateway", gateway)
+    let further = move || {
+        prop_oneof![
+            3 => Just(None),
+            2 => select(vec!["eth0", "eth1", "eth2"]).prop_map(|i| Some(("interface", json!(i)))),
+            2 => one().prop_map(|a| Some(("egressIP", a))),
+            1 => pair().prop_map(|a| Some(("egressIPs", a))),
+        ]
+    };
+    let chosen = (selector(NODE_LABELS), further()).prop_map(|(s, further)| entry_of(s, further));
+    // Each by the name of another node: which node an entry has is then no question.
+    let several = vec((select(&NODES[..]), further()), 1..=5).prop_map(|entries| {
+        let entries: BTreeMap<&str, _> = entries.into_iter().collect();
+        let selector = |name| json!({"matchLabels": {"kubernetes.io/hostname": name}});
+        let entries = entries
+            .into_iter()
+            .map(|(name, further)| entry_of(selector(name), further));
+        json!(entries.collect::<Vec<_>>())
     });
+    let affinity = select(vec!["None", "Prefer", "Require"]);
+    let field = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
     prop_oneof![
-        3 => one().prop_map(|a| ("egressSourceIP", a)),
-        3 => pair().prop_map(|a| ("egressSourceIPs", a)),
-        1 => both().prop_map(|a| ("egressSourceIPs", a)),
-        4 => chosen,
+        3 => one().prop_map(move |a| field("egressSourceIP", a)),
+        3 => pair().prop_map(move |a| field("egressSourceIPs", a)),
+        1 => both().prop_map(move |a| field("egressSourceIPs", a)),
+        4 => chosen.prop_map(move |g| field("egressGateway", g)),
+        4 => (several, affinity).prop_map(move |(g, affinity)| {
+            let mut fields = field("egressGateways", g);
+            fields.insert("zoneAffinity".into(), json!(affinity));
+            fields
+        }),
     ]
+}
+
+/// An entry of `egressGateways`, and `egressGateway`.
+fn entry_of(selector: Value, further: Option<(&str, Value)>) -> Value {
+    let mut gateway = json!({"nodeSelector": selector});
+    if let Some((field, value)) = further {
+        gateway[field] = value;
+    }
+    gateway
 }
 
 /// Addresses that a node may hold, and some that none does.
