@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use egressnat_crds::EgressNATPolicySpec;
-use egressnat_operator::valid::ValidPolicy;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::text;
+use crate::documents;
+use crate::lint::lint;
 
 /// A field, what is the matter with it, and what to do instead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -110,30 +110,28 @@ impl Draft {
         self.families(addresses);
     }
 
-    /// Says what is dropped for want of an address of its family.
+    /// Says what is dropped for want of an address of its family. The destinations must have been set.
     pub fn families(&mut self, addresses: &[String]) {
-        let destinations: Option<Vec<String>> = self
-            .fields
-            .get("destinationCIDRs")
-            .and_then(|list| serde_json::from_value(list.clone()).ok());
-        for (v6, family) in [(false, "IPv4"), (true, "IPv6")] {
-            let meant = |list: &Vec<String>| list.iter().any(|c| is_v6(c) == v6);
-            let meant = destinations.as_ref().is_none_or(meant);
-            if meant && !addresses.is_empty() && addresses.iter().all(|a| is_v6(a) != v6) {
-                self.comment(
-                    "noGateway",
-                    format!(
-                        "There is no {family} egress address: by Drop, the pods' {family} packets to these \
-                         destinations are dropped too. Name {} in destinationCIDRs to leave them alone.",
-                        if v6 {
-                            "IPv4 ranges only"
-                        } else {
-                            "IPv6 ranges only"
-                        }
-                    ),
-                );
-            }
-        }
+        let destinations = self.fields.get("destinationCIDRs").and_then(Value::as_array);
+        let means = |v6: bool| match destinations {
+            Some(list) => list
+                .iter()
+                .filter_map(Value::as_str)
+                .any(|cidr| is_v6(cidr) == v6),
+            None => true,
+        };
+        let lacks = |v6: bool| !addresses.is_empty() && addresses.iter().all(|a| is_v6(a) != v6);
+        let families = [(false, "IPv4", "IPv6"), (true, "IPv6", "IPv4")];
+        let Some((_, family, other)) = families.into_iter().find(|(v6, ..)| means(*v6) && lacks(*v6)) else {
+            return;
+        };
+        self.comment(
+            "noGateway",
+            format!(
+                "There is no {family} egress address: by Drop, the pods' {family} packets to these destinations \
+                 are dropped too. Name {other} ranges only in destinationCIDRs to leave them alone."
+            ),
+        );
     }
 
     /// Everything outside the cluster is meant, there and here.
@@ -153,28 +151,40 @@ impl Draft {
         );
     }
 
-    /// The document in YAML, or what cannot be said.
+    /// The document in YAML, or what cannot be said. Whatever is given can be applied: it has been read back
+    /// and checked.
     pub fn document(mut self, name: &str, from: &str) -> Result<String, Vec<Reason>> {
         self.set("noGateway", &"Drop");
         if !self.reasons.is_empty() {
             return Err(self.reasons);
         }
-        let checked = self.check().and_then(|()| {
-            text::document(name, from, &self.fields, &self.comments).map_err(|e| e.to_string())
-        });
-        checked.map_err(|problem| {
-            vec![Reason {
-                field: "spec".into(),
-                problem,
-                instead: String::new(),
-            }]
-        })
+        let unwritten = |problem: String| vec![Reason::of_policy("", problem)];
+        let text = text::document(name, from, &self.fields, &self.comments);
+        let text = text.map_err(|e| unwritten(e.to_string()))?;
+        let documents = documents::parse(from, &text).map_err(|e| unwritten(e.to_string()))?;
+        let problems = lint(&documents).problems;
+        match problems.is_empty() {
+            true => Ok(text),
+            false => Err(problems
+                .into_iter()
+                .map(|p| Reason::of_policy(&p.field, p.message))
+                .collect()),
+        }
     }
+}
 
-    fn check(&self) -> Result<(), String> {
-        let spec: EgressNATPolicySpec =
-            serde_json::from_value(json!(self.fields)).map_err(|e| e.to_string())?;
-        ValidPolicy::parse(&spec).map(drop).map_err(|e| e.to_string())
+impl Reason {
+    /// Of the policy that the object would become; the problem says what to do.
+    fn of_policy(field: &str, problem: String) -> Self {
+        Self {
+            field: if field.is_empty() {
+                "spec".into()
+            } else {
+                field.into()
+            },
+            problem,
+            instead: String::new(),
+        }
     }
 }
 

@@ -90,12 +90,10 @@ fn what_is_given_parses_and_passes_the_planner() {
 
 #[test]
 fn every_kind_is_given_by_some_case() {
+    let given: Vec<Policy> = CASES.iter().flat_map(|c| of_case(c).policies).collect();
     for source in SOURCES.iter().filter(|s| s.convert.is_some()) {
-        let from = |text: &String| text.starts_with(&format!("{} ", source.kind));
-        let given = CASES
-            .iter()
-            .any(|c| of_case(c).policies.iter().any(|p| from(&p.from)));
-        assert!(given, "{}", source.kind);
+        let kind = format!("{} ", source.kind);
+        assert!(given.iter().any(|p| p.from.starts_with(&kind)), "{kind}");
     }
 }
 
@@ -136,6 +134,26 @@ fn json_lists_and_other_kinds_are_read() {
         entry.namespace_selector,
         Some(Default::default()),
         "every namespace, not none"
+    );
+}
+
+#[test]
+fn more_than_the_api_takes_is_refused() {
+    let of_size = |cidrs: u32| {
+        let cidrs: Vec<String> = (0..cidrs)
+            .map(|n| format!("'10.{}.{}.0/24'", n / 256, n % 256))
+            .collect();
+        of_text(&format!(
+            "{{apiVersion: cilium.io/v2alpha1, kind: CiliumEgressNATPolicy, metadata: {{name: n}}, spec: {{
+                egress: [{{podSelector: {{}}}}], egressSourceIP: 192.0.2.1, destinationCIDRs: [{}]}}}}",
+            cidrs.join(", ")
+        ))
+    };
+    assert_eq!(of_size(256).policies.len(), 1);
+    let refused = of_size(257).refused;
+    assert!(
+        refused[0].reason.field.contains("destinationCIDRs"),
+        "{refused:?}"
     );
 }
 
