@@ -311,6 +311,15 @@ async fn what_cannot_be_answered_says_what_to_do() {
     assert!(said.err.contains("you may not list"), "{}", said.err);
 }
 
+/// The agent links libnftnl, which is under the GPL; the plugin shares the agent's compiler and must not.
+#[test]
+fn the_plugin_links_no_library_of_the_agents() {
+    let bytes = fs::read(program()).unwrap();
+    let names = |library: &str| bytes.windows(library.len()).any(|w| w == library.as_bytes());
+    assert!(names("libc.so"), "a library that it links is found");
+    assert!(!names("libnftnl.so") && !names("libmnl.so"));
+}
+
 #[tokio::test]
 async fn lint_refuses_what_the_api_server_refuses() {
     let client = shared().admin().await;
