@@ -224,6 +224,8 @@ fn without_a_next_hop_packets_beyond_are_dropped_and_never_leave_by_another_inte
             assert_by_uplink(&lab, pod, ROUTER.of(family), address.of(family));
         }
     }
+    // Refused by the exit's own table: none fell through to the main one's.
+    assert_eq!(lab.gateway.dropped(DropReason::WrongDoor), 0);
     // As nodes with several networks have it.
     let back = format!(
         "route add 0.0.0.0/0 via {} table 101\nroute add ::/0 via {} table 101",
