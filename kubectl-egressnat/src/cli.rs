@@ -118,6 +118,32 @@ Exit code 1 when anything is wrong.")]
         #[arg(short, long, value_enum, default_value = "text")]
         output: Format,
     },
+    /// Turn the policies of other egress gateways into EgressNATPolicies
+    #[command(after_help = "\
+Examples:
+  kubectl egressnat migrate cilium-policies.yaml > policies.yaml
+  kubectl egressnat migrate --cluster > policies.yaml
+  kubectl egressnat plan --diff policies.yaml          what they would do, before they are applied
+
+Reads CiliumEgressNATPolicy, CiliumEgressGatewayPolicy, Antrea's Egress, OVN-Kubernetes' EgressIP, and spidernet's
+EgressPolicy and EgressClusterPolicy (with their EgressGateways). A comment stands above each field that means
+something else here. What cannot be said here is refused, on standard error. Exit code 1 when anything is
+refused, or nothing is found. --cluster needs list on those kinds.")]
+    Migrate {
+        /// Files of YAML or JSON; - is standard input
+        #[arg(
+            required_unless_present = "from_cluster",
+            conflicts_with = "from_cluster",
+            value_name = "FILE"
+        )]
+        files: Vec<PathBuf>,
+        /// Read the cluster's
+        #[arg(long = "cluster")]
+        from_cluster: bool,
+        /// How the answer is written
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Format,
+    },
     /// Print the completion script of a shell
     #[command(after_help = "\
 Examples:

@@ -10,14 +10,16 @@ use egressnat_operator::world::World;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::ListParams;
+use kube::api::{ApiResource, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, DynamicObject, GroupVersionKind, TypeMeta};
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::cli::ClusterArgs;
+use crate::documents::Document;
 use crate::error::Error;
+use crate::migrate::SOURCES;
 use crate::snapshot::Snapshot;
 
 /// Objects of one answer: as many as kubectl asks for.
@@ -109,6 +111,32 @@ impl Cluster {
             plans: named(plans, convert::plan).collect(),
             ..World::default()
         })
+    }
+
+    /// The policies of other egress gateways, of the kinds that the cluster has.
+    pub async fn foreign_policies(&self) -> Result<Vec<Document>, Error> {
+        let mut documents = Vec::new();
+        for source in &SOURCES {
+            let kind = GroupVersionKind::gvk(source.group, source.version, source.kind);
+            let resource = ApiResource::from_gvk_with_plural(&kind, source.plural);
+            let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+            let objects = match list(source.kind, api, all()).await {
+                Err(Error::NotInstalled(_)) => continue,
+                objects => objects?,
+            };
+            documents.extend(objects.into_iter().map(|mut object| {
+                // The items of a list do not say what they are.
+                object.types = Some(TypeMeta {
+                    api_version: resource.api_version.clone(),
+                    kind: resource.kind.clone(),
+                });
+                Document {
+                    place: "the cluster".into(),
+                    object: serde_json::json!(object),
+                }
+            }));
+        }
+        Ok(documents)
     }
 
     /// All objects of a kind.

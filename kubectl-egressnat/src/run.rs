@@ -14,6 +14,7 @@ use crate::documents::{self, Document};
 use crate::error::Error;
 use crate::explain::explain;
 use crate::lint::lint;
+use crate::migrate::migrate;
 use crate::output::{self, Format};
 use crate::plan::diff::diff;
 use crate::plan::node::node_plan;
@@ -68,6 +69,24 @@ pub async fn run(cli: Cli) -> Result<Found, Error> {
             let report = lint(&documents::read(&files)?);
             output::print(output, &report, || report.to_string())?;
             Ok(Found::of_wrong(!report.problems.is_empty()))
+        }
+        Command::Migrate {
+            files,
+            from_cluster,
+            output,
+        } => {
+            let documents = match from_cluster {
+                true => Cluster::connect(&cli.cluster).await?.foreign_policies().await?,
+                false => documents::read(&files)?,
+            };
+            let migration = migrate(&documents);
+            migration
+                .refused
+                .iter()
+                .for_each(|refused| eprintln!("refused: {refused}"));
+            output::print(output, &migration, || migration.to_string())?;
+            let nothing = migration.policies.is_empty();
+            Ok(Found::of_wrong(nothing || !migration.refused.is_empty()))
         }
         Command::Completion { shell } => completion(shell),
         Command::Plan { node, diff, output } => {

@@ -145,9 +145,17 @@ fn policy_diff(name: &str, world: &World, after: &Outcome) -> PolicyDiff {
 fn node_diff(node: &str, before: &Outcome, after: &Outcome) -> NodeDiff {
     let (old, new) = (before.plans.get(node), after.plans.get(node));
     let gateways = |plan: Option<&EgressPlanSpec>| -> BTreeMap<String, Vec<IpAddr>> {
-        let policies = plan.into_iter().flat_map(|p| &p.policies);
-        let roles = policies.filter_map(|p| Some((p.name.clone(), p.gateway.as_ref()?.addresses.clone())));
-        roles.collect()
+        // A policy of several gateways is here once for each that the node is.
+        let mut roles: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for policy in plan.into_iter().flat_map(|p| &p.policies) {
+            if let Some(role) = &policy.gateway {
+                roles
+                    .entry(policy.name.clone())
+                    .or_default()
+                    .extend(&role.addresses);
+            }
+        }
+        roles
     };
     let (was, mut is) = (gateways(old), gateways(new));
     let no_longer: BTreeSet<String> = was.keys().filter(|p| !is.contains_key(*p)).cloned().collect();
