@@ -138,6 +138,10 @@ images: setup lab-program ## The project's images, as OCI archives in target/ima
 	cargo build --release -p egressnat-operator -p egressnat-agent
 	$(lab) images build
 
+.PHONY: plugin
+plugin: ## The kubectl plugin: target/release/kubectl-egressnat, for your PATH
+	@cargo build --release -p kubectl-egressnat
+
 .PHONY: bench
 bench: setup ## The benchmark: a table, target/bench/results.json and figures.svg; BENCH_QUICK=1: rough, in 2 minutes
 	@echo "building the release programs"
