@@ -386,3 +386,46 @@ async fn accepts(client: &Client, object: &Value) -> bool {
         Err(error) => panic!("{error}"),
     }
 }
+
+/// Of all the kinds that it knows, the cluster has one.
+#[test]
+fn policies_of_another_gateway_are_migrated_from_the_cluster() {
+    let plugin = Plugin::of(shared());
+    let none = plugin.says(&["migrate", "--cluster"]);
+    assert_eq!(none.code, Some(1), "{}{}", none.out, none.err);
+    let crd = json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "egressips.k8s.ovn.org"},
+        "spec": {
+            "group": "k8s.ovn.org",
+            "scope": "Cluster",
+            "names": {"kind": "EgressIP", "plural": "egressips", "singular": "egressip"},
+            "versions": [{
+                "name": "v1",
+                "served": true,
+                "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
+            }],
+        },
+    });
+    let egress_ip = json!({
+        "apiVersion": "k8s.ovn.org/v1",
+        "kind": "EgressIP",
+        "metadata": {"name": "prod"},
+        "spec": {
+            "egressIPs": ["192.0.2.77"],
+            "namespaceSelector": {"matchLabels": {"env": "prod"}},
+        },
+    });
+    shared().kubectl(&["apply", "-f", "-"], &crd.to_string());
+    let established = ["wait", "--for=condition=Established", "crd/egressips.k8s.ovn.org"];
+    shared().kubectl(&established, "");
+    shared().kubectl(&["apply", "-f", "-"], &egress_ip.to_string());
+    let said = plugin.says(&["migrate", "--cluster"]);
+    shared().kubectl(&["delete", "crd", "egressips.k8s.ovn.org"], "");
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    assert!(said.out.contains("192.0.2.77"), "{}", said.out);
+    let create = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
+    shared().kubectl(&create, &said.out);
+}
