@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
+use egressnat_crds::interval::Interval;
+use egressnat_crds::plan::{Peer, PlanPolicy, Profile};
 
 use super::nft::{NftStep, ObservedTable, element_changes};
 use crate::compile::{pod_without_profile, pods};
@@ -18,24 +20,43 @@ pub struct PodsChange {
     sets: [(String, Set); 2],
 }
 
-/// Whether the plans are the same but for their pods.
-pub fn same_but_pods(old: &EgressPlanSpec, new: &EgressPlanSpec) -> bool {
+/// All of a plan but its pods.
+type Rest<'a> = (
+    &'a Option<IpAddr>,
+    &'a [Interval],
+    &'a [Peer],
+    &'a [PlanPolicy],
+    &'a [Profile],
+);
+
+fn rest(plan: &EgressPlanSpec) -> Rest<'_> {
     let EgressPlanSpec {
         underlay,
         cluster,
+        peers,
         policies,
         profiles,
         pods: _,
-        peers,
-    } = old;
-    (underlay, cluster, policies, profiles, peers)
-        == (
-            &new.underlay,
-            &new.cluster,
-            &new.policies,
-            &new.profiles,
-            &new.peers,
-        )
+    } = plan;
+    (underlay, cluster, peers, policies, profiles)
+}
+
+/// Whether the plans are the same but for their pods.
+pub fn same_but_pods(old: &EgressPlanSpec, new: &EgressPlanSpec) -> bool {
+    rest(old) == rest(new)
+}
+
+/// The plan without its pods.
+pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
+    let (underlay, cluster, peers, policies, profiles) = rest(plan);
+    EgressPlanSpec {
+        underlay: *underlay,
+        cluster: cluster.to_vec(),
+        peers: peers.to_vec(),
+        policies: policies.to_vec(),
+        profiles: profiles.to_vec(),
+        pods: Vec::new(),
+    }
 }
 
 /// From the pods in the table to those of a plan that is [`same_but_pods`] as the one it was compiled from: what

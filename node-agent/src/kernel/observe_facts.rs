@@ -43,8 +43,9 @@ pub fn observe_facts(
 ///
 /// The preferred address of each family stands first: primary before secondary, lasting before temporary.
 /// A deprecated address is there only where somebody put it, as keepalived does with virtual addresses,
-/// and last. An interface with alternative names is listed under each, so that a policy may use any. Not listed are links that hold no address of the node's own: those of pods, the tunnel, and
-/// that of kube-proxy's IPVS.
+/// and last. An interface with alternative names is listed under each, so that a policy may use any. Not
+/// listed are links that hold no address of the node's own: those of pods, the tunnel, and that of
+/// kube-proxy's IPVS.
 pub fn interfaces(observed: &Observed) -> Vec<NodeInterface> {
     let defaults = [Family::IPv4, Family::IPv6].map(|f| (f, observed.default_links(f)));
     let own = |link: &&NodeLink| link.name != TUNNEL && link.name != IPVS;

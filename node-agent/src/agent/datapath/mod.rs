@@ -141,8 +141,7 @@ impl Datapath {
             Some(known) => known,
             None => self.read(plan).await?,
         };
-        let mut known = self.put_tunnel(plan, known, &mut report).await?;
-        let facts = self.facts(plan, &known)?;
+        let (mut known, facts) = self.put_tunnel(plan, known, &mut report).await?;
         self.watch(&known.network, &facts);
         if self.verify || !self.pods_only(plan, &facts, &mut known, &mut report).await? {
             let desired = compile::compile(plan, &self.node, &facts, &self.numbers)?;
@@ -211,23 +210,24 @@ impl Datapath {
             .watch(defaults.chain(exits.iter().copied()).collect(), exits);
     }
 
-    /// The device comes first: rules name it by its index.
+    /// The device comes first: rules name it by its index. Returns the facts with it.
     async fn put_tunnel(
         &mut self,
         plan: &EgressPlanSpec,
         mut known: Known,
         report: &mut Report,
-    ) -> Result<Known, AgentError> {
-        let facts = self.facts(plan, &known)?;
+    ) -> Result<(Known, Facts), AgentError> {
+        let mut facts = self.facts(plan, &known)?;
         let tunnel = compile::tunnel(plan, &facts, &self.numbers)?;
         if let Some(tunnel) = tunnel.filter(|t| known.network.net.tunnel.as_ref() != Some(t)) {
             self.rtnl
                 .apply(&[NetStep::Put(NetObject::Tunnel(tunnel))])
                 .await?;
             known.network = self.rtnl.observe().await?;
+            facts = self.facts(plan, &known)?;
             report.net_steps += 1;
         }
-        Ok(known)
+        Ok((known, facts))
     }
 
     /// What the new ruleset leads to, the ruleset, the connections it concerns, what the old one led to.

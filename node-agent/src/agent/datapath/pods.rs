@@ -8,7 +8,7 @@ use egressnat_crds::plan::Family;
 
 use super::{Datapath, Known, Report};
 use crate::compile;
-use crate::diff::pods::{diff, same_but_pods};
+use crate::diff::pods::{diff, same_but_pods, without_pods};
 use crate::error::AgentError;
 use crate::facts::Facts;
 use crate::model::Desired;
@@ -24,24 +24,8 @@ pub(super) struct Basis {
 
 impl Basis {
     pub(super) fn new(plan: &EgressPlanSpec, facts: Facts, desired: &Desired) -> Self {
-        let EgressPlanSpec {
-            underlay,
-            cluster,
-            policies,
-            profiles,
-            pods: _,
-            peers,
-        } = plan;
-        let plan = EgressPlanSpec {
-            underlay: *underlay,
-            cluster: cluster.clone(),
-            policies: policies.clone(),
-            profiles: profiles.clone(),
-            pods: Vec::new(),
-            peers: peers.clone(),
-        };
         Self {
-            plan,
+            plan: without_pods(plan),
             facts,
             missing: desired.missing.clone(),
             stranded: desired.stranded.clone(),
