@@ -16,10 +16,37 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
+use serde_json::{Value, from_value};
 
+use crate::store::{Change, Delta};
 use crate::valid::{InvalidSpec, ValidPolicy};
 use crate::wire::WirePod;
 use crate::world::{ExistingPlan, Node, Pod, Policy, PolicySpec};
+
+/// What a watch says of an object that was made or changed, by its kind. `None` for a kind that nobody watches; an
+/// error for an object that is not what its kind says.
+pub fn change(object: Value) -> Result<Option<Change>, serde_json::Error> {
+    let key = key(&object);
+    Ok(Some(match object["kind"].as_str() {
+        Some("EgressNATPolicy") => Change::Policies(Delta::Set(key, policy(from_value(object)?))),
+        Some("Pod") => Change::Pods(Delta::Set(key, pod(from_value(object)?))),
+        Some("Node") => Change::Nodes(Delta::Set(key, node(from_value(object)?))),
+        Some("Namespace") => Change::Namespaces(Delta::Set(key, namespace(from_value(object)?))),
+        Some("ServiceCIDR") => Change::ServiceCidrs(Delta::Set(key, service_cidr(from_value(object)?))),
+        Some("EndpointSlice") => Change::ApiServers(Delta::Set(key, endpoints(from_value(object)?))),
+        Some("EgressPlan") => Change::Plans(Delta::Set(key, plan(from_value(object)?))),
+        _ => return Ok(None),
+    }))
+}
+
+/// Where an object stands in the maps of [`World`](crate::world::World): `name`, or `namespace/name`.
+pub fn key(object: &Value) -> String {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
 
 /// A policy without history: see [`Policy::after`].
 pub fn policy(raw: DeserializeGuard<EgressNATPolicy>) -> Policy {

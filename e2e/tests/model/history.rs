@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use egressnat_operator::convert;
 use egressnat_operator::plan::plan;
 use egressnat_operator::store::Change;
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::expected::is_refused;
 use crate::generate::worlds;
-use crate::world::{World, change, deletion, key, kind};
+use crate::world::{World, change, deletion, kind};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -50,11 +51,16 @@ fn changes(before: &World, after: &World) -> Vec<Vec<Change>> {
 
 fn by_name(world: &World) -> BTreeMap<(String, String), &Value> {
     let objects = world.objects().iter();
-    objects.map(|o| ((kind(o).to_owned(), key(o)), o)).collect()
+    objects
+        .map(|o| ((kind(o).to_owned(), convert::key(o)), o))
+        .collect()
 }
 
 fn refused(world: &World, object: &Value) -> bool {
-    let policy = world.policies.iter().find(|p| p.metadata.name == key(object));
+    let policy = world
+        .policies
+        .iter()
+        .find(|p| p.metadata.name == convert::key(object));
     kind(object) == "EgressNATPolicy" && policy.is_some_and(|p| is_refused(&p.spec))
 }
 

@@ -243,22 +243,12 @@ impl Node {
 
 /// What a watch says of an object that was made or changed. None for what is no object of the API server's.
 pub fn change(object: &Value) -> Option<Change> {
-    let key = key(object);
-    Some(match kind(object) {
-        "EgressNATPolicy" => Change::Policies(Delta::Set(key, convert::policy(read(object)))),
-        "Pod" => Change::Pods(Delta::Set(key, convert::pod(read(object)))),
-        "Node" => Change::Nodes(Delta::Set(key, convert::node(read(object)))),
-        "Namespace" => Change::Namespaces(Delta::Set(key, convert::namespace(read(object)))),
-        "ServiceCIDR" => Change::ServiceCidrs(Delta::Set(key, convert::service_cidr(read(object)))),
-        "EndpointSlice" => Change::ApiServers(Delta::Set(key, convert::endpoints(read(object)))),
-        "EgressPlan" => Change::Plans(Delta::Set(key, convert::plan(read(object)))),
-        _ => return None,
-    })
+    convert::change(object.clone()).unwrap_or_else(|e| panic!("{e} in {object}"))
 }
 
 /// What a watch says of an object that is gone.
 pub fn deletion(object: &Value) -> Option<Change> {
-    let key = key(object);
+    let key = convert::key(object);
     Some(match kind(object) {
         "EgressNATPolicy" => Change::Policies(Delta::Gone(key)),
         "Pod" => Change::Pods(Delta::Gone(key)),
@@ -274,15 +264,6 @@ pub fn deletion(object: &Value) -> Option<Change> {
 /// An object's kind.
 pub fn kind(object: &Value) -> &str {
     object["kind"].as_str().unwrap()
-}
-
-/// An object's name, with its namespace where it has one.
-pub fn key(object: &Value) -> String {
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    match object["metadata"]["namespace"].as_str() {
-        Some(namespace) => format!("{namespace}/{name}"),
-        None => name.to_owned(),
-    }
 }
 
 fn read<T: DeserializeOwned>(object: &Value) -> T {
