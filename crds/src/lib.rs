@@ -7,6 +7,7 @@
 pub mod interval;
 pub mod plan;
 pub mod policy;
+pub mod ports;
 pub mod selector;
 
 pub use plan::{EgressPlan, EgressPlanSpec, EgressPlanStatus};

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::interval::Interval;
 use crate::policy::NoGateway;
+use crate::ports::PortRange;
 
 /// Highest policy id: 14 bits, since bits 14 and 15 of a packet mark belong to Kubernetes.
 pub const MAX_POLICY_ID: u16 = 0x3fff;
@@ -75,6 +76,9 @@ pub struct EgressPlanSpec {
     /// The selected pods of this node, by uid. Those still without an address are there too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<PlanPod>,
+    /// The default local egress of pods that no policy captures. Absent: that is left to the CNI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<Masquerade>,
 }
 
 /// Another node, to or from which this node tunnels.
@@ -133,6 +137,23 @@ pub struct GatewayRole {
     /// The source addresses given to the policy's packets: at most one of each family.
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpAddr>,
+    /// The source ports (ICMP: the echo identifiers) given with the addresses. Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub source_ports: Option<PortRange>,
+}
+
+/// The masquerade of what no policy captures: packets of these sources to destinations elsewhere leave with
+/// an address of the node's own interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Masquerade {
+    /// The node's pod ranges, or its pods' own addresses where these lie elsewhere.
+    #[schemars(with = "Vec<String>")]
+    pub sources: Vec<IpNet>,
+    /// Destinations to which packets keep their source: the cluster's own, and what the installation says.
+    #[schemars(with = "Vec<String>")]
+    pub except: Vec<Interval>,
 }
 
 /// An address family.

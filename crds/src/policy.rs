@@ -113,6 +113,16 @@ pub struct EgressNATPolicySpec {
     /// node and of the gateway's. Only with `egressGateways`.
     #[serde(default)]
     pub zone_affinity: ZoneAffinity,
+    /// The source ports that the outside sees, as `FIRST-LAST`: for firewalls that match them, and for
+    /// policies that share an address. Left out: any. For ICMP these are the echo identifiers. A connection
+    /// for which no port is left is dropped, and counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 11), regex(pattern = "^[0-9]{1,5}(-[0-9]{1,5})?$"))]
+    #[x_kube(
+        validation = Rule::new("self.split('-').all(p, p.matches('^[0-9]{1,5}$') && int(p) >= 1 && int(p) <= 65535)").message("sourcePorts must be ports of 1 to 65535, such as 20000-39999"),
+        validation = Rule::new("!self.matches('^[0-9]{1,5}-[0-9]{1,5}$') || int(self.split('-')[0]) <= int(self.split('-')[1])").message("write the lower port first, as in 20000-39999")
+    )]
+    pub source_ports: Option<String>,
     /// What happens to the selected pods' packets while no gateway can take them.
     #[serde(default)]
     pub no_gateway: NoGateway,

@@ -54,6 +54,7 @@ pub fn of_gateway(topology: &Topology, scale: Scale) -> EgressPlanSpec {
     for policy in &mut plan.policies {
         policy.gateway = Some(GatewayRole {
             addresses: gateway.egress.both().into(),
+            source_ports: None,
         });
     }
     plan

@@ -99,6 +99,7 @@ pub fn plan(topology: &Topology, underlay: Family, node: &Node, policies: &[Poli
                 profile: profile_ids[&ids(used)],
             })
             .collect(),
+        masquerade: None,
     }
 }
 
@@ -181,6 +182,7 @@ fn part(policy: &Policy, node: &Node, own: &[(&Pod, Vec<&Policy>)]) -> Option<Pl
     let is_gateway = policy.gateway.as_deref() == Some(node.name);
     let gateway = is_gateway.then(|| GatewayRole {
         addresses: policy.addresses.clone(),
+        source_ports: None,
     });
     (source.is_some() || gateway.is_some()).then(|| PlanPolicy {
         id: policy.id,

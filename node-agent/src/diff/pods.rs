@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::interval::Interval;
-use egressnat_crds::plan::{Peer, PlanPolicy, Profile};
+use egressnat_crds::plan::{Masquerade, Peer, PlanPolicy, Profile};
 
 use super::nft::{NftStep, ObservedTable, element_changes};
 use crate::compile::{pod_without_profile, pods};
@@ -27,6 +27,7 @@ type Rest<'a> = (
     &'a [Peer],
     &'a [PlanPolicy],
     &'a [Profile],
+    &'a Option<Masquerade>,
 );
 
 fn rest(plan: &EgressPlanSpec) -> Rest<'_> {
@@ -37,8 +38,9 @@ fn rest(plan: &EgressPlanSpec) -> Rest<'_> {
         policies,
         profiles,
         pods: _,
+        masquerade,
     } = plan;
-    (underlay, cluster, peers, policies, profiles)
+    (underlay, cluster, peers, policies, profiles, masquerade)
 }
 
 /// Whether the plans are the same but for their pods.
@@ -48,7 +50,7 @@ pub fn same_but_pods(old: &EgressPlanSpec, new: &EgressPlanSpec) -> bool {
 
 /// The plan without its pods.
 pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
-    let (underlay, cluster, peers, policies, profiles) = rest(plan);
+    let (underlay, cluster, peers, policies, profiles, masquerade) = rest(plan);
     EgressPlanSpec {
         underlay: *underlay,
         cluster: cluster.to_vec(),
@@ -56,6 +58,7 @@ pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
         policies: policies.to_vec(),
         profiles: profiles.to_vec(),
         pods: Vec::new(),
+        masquerade: masquerade.clone(),
     }
 }
 

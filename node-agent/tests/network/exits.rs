@@ -19,7 +19,10 @@ fn with_addresses(addresses: &[&str]) -> EgressPlanSpec {
             id: 7,
             name: "seven".into(),
             source: None,
-            gateway: Some(GatewayRole { addresses }),
+            gateway: Some(GatewayRole {
+                addresses,
+                source_ports: None,
+            }),
         }],
         ..with_underlay("192.0.2.1".parse().ok())
     }

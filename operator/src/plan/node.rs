@@ -48,6 +48,7 @@ pub fn plan(name: &str, pods: &[SelectedPod<'_>], shared: &Shared<'_>, world: &W
                 profile: numbers[flat.ids.as_slice()],
             })
             .collect(),
+        masquerade: None,
     }
 }
 
@@ -73,6 +74,7 @@ fn policies(at: &At<'_>, captured: &[(&SelectedPod<'_>, &Flat)], shared: &Shared
             source,
             gateway: gateway.map(|g| GatewayRole {
                 addresses: g.addresses.clone(),
+                source_ports: None,
             }),
         })
     };
