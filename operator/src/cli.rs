@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::election::LeaseConfig;
 use crate::logging::LogFormat;
 use crate::run::Config;
-use crate::world::ClusterConfig;
+use crate::world::{ClusterConfig, MasqueradeConfig};
 
 /// Makes one EgressPlan per node of all EgressNATPolicies.
 #[derive(Clone, Debug, Parser)]
@@ -37,6 +37,15 @@ pub struct Cli {
     /// A Service range; needed where the API server has no ServiceCIDR objects; can be repeated
     #[arg(long, env = "EGRESSNAT_SERVICE_CIDRS", value_delimiter = ',')]
     pub service_cidr: Vec<IpNet>,
+    /// Have every node masquerade its pods' packets that no policy captures: for networks whose plugin does not
+    #[arg(long, env = "EGRESSNAT_MASQUERADE")]
+    pub masquerade: bool,
+    /// Destinations of which the masquerade keeps off, besides those in the cluster; can be repeated
+    #[arg(long, env = "EGRESSNAT_NON_MASQUERADE_CIDRS", value_delimiter = ',')]
+    pub non_masquerade_cidr: Vec<IpNet>,
+    /// Masquerade packets to link-local destinations, too
+    #[arg(long, env = "EGRESSNAT_MASQUERADE_LINK_LOCAL")]
+    pub masquerade_link_local: bool,
     /// How long the Lease lives unrenewed, in seconds
     #[arg(long, env = "EGRESSNAT_LEASE_DURATION", default_value = "15", value_parser = seconds)]
     pub lease_duration: Duration,
@@ -65,6 +74,10 @@ impl Cli {
             cluster: ClusterConfig {
                 cluster_cidrs: self.cluster_cidr,
                 service_cidrs: self.service_cidr,
+                masquerade: self.masquerade.then_some(MasqueradeConfig {
+                    except: self.non_masquerade_cidr,
+                    link_local: self.masquerade_link_local,
+                }),
             },
             lease: LeaseConfig {
                 namespace: self.namespace.unwrap_or_else(|| namespace.to_owned()),
@@ -103,6 +116,24 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.cluster.cluster_cidrs.len(), 3);
+    }
+
+    #[test]
+    fn a_masquerade_is_asked_for() {
+        assert_eq!(
+            config(&["--non-masquerade-cidr=10.0.0.0/8"])
+                .unwrap()
+                .cluster
+                .masquerade,
+            None
+        );
+        let asked = [
+            "--masquerade",
+            "--non-masquerade-cidr=10.0.0.0/8,fd00::/8",
+            "--masquerade-link-local",
+        ];
+        let config = config(&asked).unwrap().cluster.masquerade.unwrap();
+        assert_eq!((config.except.len(), config.link_local), (2, true));
     }
 
     #[test]

@@ -42,6 +42,17 @@ pub struct ClusterConfig {
     pub cluster_cidrs: Vec<IpNet>,
     /// Service ranges, for API servers without ServiceCIDR objects.
     pub service_cidrs: Vec<IpNet>,
+    /// The default local egress, where the installation asks for it.
+    pub masquerade: Option<MasqueradeConfig>,
+}
+
+/// What is asked of the masquerade of packets that no policy captures.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MasqueradeConfig {
+    /// Destinations to which packets keep their source, besides those in the cluster.
+    pub except: Vec<IpNet>,
+    /// Link-local destinations are masqueraded, too.
+    pub link_local: bool,
 }
 
 /// An EgressNATPolicy.

@@ -79,6 +79,9 @@ fn numbers_and_ranges_become_flags() {
         "bindAddress=[::]",
         "clusterCIDRs={10.244.0.0/16,fd00:10:244::/56}",
         "serviceCIDRs={10.96.0.0/12}",
+        "masquerade.enabled=true",
+        "masquerade.nonMasqueradeCIDRs={192.0.2.0/24,fd00::/8}",
+        "masquerade.linkLocal=true",
     ];
     let objects = render(&values).unwrap();
     let args =
@@ -106,8 +109,30 @@ fn numbers_and_ranges_become_flags() {
             "--cluster-cidr=10.244.0.0/16",
             "--cluster-cidr=fd00:10:244::/56",
             "--service-cidr=10.96.0.0/12",
+            "--masquerade",
+            "--non-masquerade-cidr=192.0.2.0/24",
+            "--non-masquerade-cidr=fd00::/8",
+            "--masquerade-link-local",
         ])
     );
+}
+
+#[test]
+fn the_masquerade_is_off_until_it_is_asked_for() {
+    let args = |values: &[&str]| {
+        let objects = render(values).unwrap();
+        of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["args"].to_string()
+    };
+    let more = "masquerade.nonMasqueradeCIDRs={192.0.2.0/24}";
+    assert!(!args(&[]).contains("masquerade"));
+    assert!(!args(&[more, "masquerade.linkLocal=true"]).contains("masquerade"));
+    let on = args(&[more, "masquerade.enabled=true"]);
+    assert!(
+        on.contains("--masquerade\"") && on.contains("192.0.2.0/24"),
+        "{on}"
+    );
+    assert!(!on.contains("--masquerade-link-local"), "{on}");
+    render(&["masquerade.enabled=yes"]).unwrap_err();
 }
 
 #[test]

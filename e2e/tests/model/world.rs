@@ -206,7 +206,7 @@ impl World {
     pub fn store(&self) -> Store {
         Store::new(ClusterConfig {
             cluster_cidrs: self.values.cluster_cidrs.clone(),
-            service_cidrs: Vec::new(),
+            ..ClusterConfig::default()
         })
     }
 

@@ -16,6 +16,7 @@ pub mod gateways;
 mod golden;
 pub mod ids;
 pub mod lost;
+pub mod masquerade;
 pub mod node;
 pub mod outcome;
 pub mod peers;
@@ -36,6 +37,7 @@ pub use self::outcome::{GatewayOutcome, PolicyOutcome};
 use self::gateway::{Resolution, Resolver, zone_of};
 use self::ids::Bearer;
 use self::lost::{Set, Sets};
+use self::masquerade::Masquerading;
 use self::peers::Tunnels;
 use self::profiles::{Flat, Layers};
 use self::select::SelectedPod;
@@ -98,6 +100,8 @@ pub struct Shared<'a> {
     pub cluster: Vec<Interval>,
     /// The family of the tunnel.
     pub underlay: Family,
+    /// The default local egress, where the installation asks for it.
+    pub masquerading: Option<Masquerading<'a>>,
 }
 
 /// Makes all plans.
@@ -107,10 +111,12 @@ pub fn plan(world: &World) -> Outcome {
     let pods = select::pods_by_node(world, &in_force);
     let (sets, profiles) = flatten(&pods, &in_force);
     let underlay = world.underlay_family();
+    let cluster = cluster::ranges(world);
     let shared = Shared {
         tunnels: tunnels(world, underlay, &pods, &in_force, &profiles),
         profiles,
-        cluster: cluster::ranges(world),
+        masquerading: Masquerading::new(world, &cluster),
+        cluster,
         underlay,
         in_force: &in_force,
     };

@@ -48,7 +48,7 @@ pub fn plan(name: &str, pods: &[SelectedPod<'_>], shared: &Shared<'_>, world: &W
                 profile: numbers[flat.ids.as_slice()],
             })
             .collect(),
-        masquerade: None,
+        masquerade: shared.masquerading.as_ref().and_then(|m| m.of_node(name, world)),
     }
 }
 

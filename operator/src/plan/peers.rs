@@ -48,7 +48,7 @@ impl<'a> Tunnels<'a> {
 
 /// The node's pod ranges where all the pods lie inside them, otherwise the pods' own addresses: some
 /// networks hand out pod addresses without regard to the node's ranges.
-fn accepted(node: &Node, ips: &BTreeSet<IpAddr>) -> Vec<IpNet> {
+pub(super) fn accepted(node: &Node, ips: &BTreeSet<IpAddr>) -> Vec<IpNet> {
     let inside = |ip: &IpAddr| node.pod_cidrs.iter().any(|c| c.contains(ip));
     let mut ranges = match ips.iter().all(inside) {
         true => node.pod_cidrs.clone(),

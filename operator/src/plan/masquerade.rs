@@ -1,0 +1,176 @@
+//! The default local egress: what every node masquerades of its own pods' packets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use egressnat_crds::interval::Interval;
+use egressnat_crds::plan::Masquerade;
+use ipnet::IpNet;
+
+use super::peers::accepted;
+use crate::ranges;
+use crate::world::{MasqueradeConfig, World};
+
+/// Destinations that no packet leaves a node for, or that no answer comes from.
+const NEVER: [&str; 5] = [
+    "127.0.0.0/8",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "::1/128",
+    "ff00::/8",
+];
+
+/// Destinations on a node's own links.
+const LINK_LOCAL: [&str; 2] = ["169.254.0.0/16", "fe80::/10"];
+
+/// What is the same for all nodes, where the installation asks for a masquerade.
+#[derive(Debug)]
+pub struct Masquerading<'a> {
+    except: Vec<Interval>,
+    /// The addresses of every node's pods that have a network of their own.
+    pods: BTreeMap<&'a str, BTreeSet<IpAddr>>,
+}
+
+impl<'a> Masquerading<'a> {
+    /// Of this world, whose own ranges are `cluster`.
+    pub fn new(world: &'a World, cluster: &[Interval]) -> Option<Self> {
+        let config = world.config.masquerade.as_ref()?;
+        let mut pods: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        for pod in world.pods.values().filter(|p| p.eligible()) {
+            if let Some(node) = &pod.node {
+                pods.entry(node).or_default().extend(&pod.ips);
+            }
+        }
+        let except = except(config, cluster);
+        Some(Self { except, pods })
+    }
+
+    /// The masquerade of a node; none while nothing is known of its pods' addresses.
+    pub fn of_node(&self, name: &str, world: &World) -> Option<Masquerade> {
+        let nobody = BTreeSet::new();
+        let ips = self.pods.get(name).unwrap_or(&nobody);
+        let sources = accepted(world.nodes.get(name)?, ips);
+        (!sources.is_empty()).then(|| Masquerade {
+            sources,
+            except: self.except.clone(),
+        })
+    }
+}
+
+/// Destinations to which packets keep their source.
+fn except(config: &MasqueradeConfig, cluster: &[Interval]) -> Vec<Interval> {
+    let link_local = LINK_LOCAL.iter().filter(|_| !config.link_local);
+    let fixed = NEVER
+        .iter()
+        .chain(link_local)
+        .filter_map(|net| net.parse::<IpNet>().ok());
+    let nets = fixed.chain(config.except.iter().copied()).map(Interval::from);
+    ranges::merge(cluster.iter().copied().chain(nets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{plan::plan, testing};
+
+    const NODES: &str = r#"
+kind: Node
+metadata: {name: ranges, uid: ranges}
+spec: {podCIDRs: [10.1.0.0/24, "fd00:1::/64"]}
+status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}
+---
+kind: Node
+metadata: {name: elsewhere, uid: elsewhere}
+spec: {podCIDRs: [10.2.0.0/24]}
+---
+kind: Node
+metadata: {name: empty, uid: empty}
+---
+kind: Pod
+metadata: {namespace: a, name: inside, uid: inside}
+spec: {nodeName: ranges}
+status: {phase: Running, podIPs: [{ip: 10.1.0.9}, {ip: "fd00:1::9"}]}
+---
+kind: Pod
+metadata: {namespace: a, name: hosts, uid: hosts}
+spec: {nodeName: ranges, hostNetwork: true}
+status: {phase: Running, podIPs: [{ip: 192.168.0.1}]}
+---
+kind: Pod
+metadata: {namespace: a, name: outside, uid: outside}
+spec: {nodeName: elsewhere}
+status: {phase: Running, podIPs: [{ip: 10.99.0.9}]}
+---
+kind: Pod
+metadata: {namespace: a, name: inside-too, uid: inside-too}
+spec: {nodeName: elsewhere}
+status: {phase: Running, podIPs: [{ip: 10.2.0.9}]}
+---
+kind: Pod
+metadata: {namespace: a, name: ended, uid: ended}
+spec: {nodeName: elsewhere}
+status: {phase: Succeeded, podIPs: [{ip: 10.99.0.10}]}
+"#;
+
+    fn planned(config: Option<MasqueradeConfig>) -> BTreeMap<String, Option<Masquerade>> {
+        let mut world = testing::world(NODES);
+        world.config.masquerade = config;
+        let plans = plan(&world).plans.into_iter();
+        plans.map(|(node, plan)| (node, plan.masquerade)).collect()
+    }
+
+    fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+        values.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn nobody_masquerades_unasked() {
+        assert!(planned(None).values().all(Option::is_none));
+    }
+
+    #[test]
+    fn sources_are_the_nodes_ranges_or_its_pods_where_these_lie_elsewhere() {
+        let of = planned(Some(MasqueradeConfig::default()));
+        let sources = |node: &str| of[node].as_ref().map(|m| texts(&m.sources));
+        assert_eq!(
+            sources("ranges").unwrap(),
+            ["10.1.0.0/24", "fd00:1::/64"],
+            "the host-network pod is not of the node's pods"
+        );
+        assert_eq!(sources("elsewhere").unwrap(), ["10.2.0.9/32", "10.99.0.9/32"]);
+        assert_eq!(sources("empty"), None);
+    }
+
+    #[test]
+    fn the_cluster_and_what_the_installation_names_are_excepted() {
+        let config = |link_local| {
+            Some(MasqueradeConfig {
+                except: vec!["10.1.1.0/24".parse().unwrap(), "203.0.113.0/24".parse().unwrap()],
+                link_local,
+            })
+        };
+        let except = |link_local| {
+            let of = planned(config(link_local));
+            texts(&of["ranges"].as_ref().unwrap().except)
+        };
+        let with = except(false);
+        for range in [
+            "10.1.0.0-10.1.1.255",
+            "10.2.0.0-10.2.0.255",
+            "192.168.0.1-192.168.0.1",
+            "203.0.113.0-203.0.113.255",
+            "224.0.0.0-239.255.255.255",
+            "fd00:1::-fd00:1::ffff:ffff:ffff:ffff",
+            "169.254.0.0-169.254.255.255",
+        ] {
+            assert!(with.contains(&range.to_owned()), "{range} in {with:?}");
+        }
+        let without = except(true);
+        assert!(
+            !texts(&without)
+                .iter()
+                .any(|r| r.starts_with("169.254.") || r.starts_with("fe80:"))
+        );
+        assert_eq!(without.len() + 2, with.len());
+    }
+}
