@@ -117,9 +117,9 @@ pub struct EgressNATPolicySpec {
     /// policies that share an address. Left out: any. For ICMP these are the echo identifiers. A connection
     /// for which no port is left is dropped, and counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 11), regex(pattern = "^[0-9]{1,5}(-[0-9]{1,5})?$"))]
+    #[schemars(length(max = 11))]
     #[x_kube(
-        validation = Rule::new("self.split('-').all(p, p.matches('^[0-9]{1,5}$') && int(p) >= 1 && int(p) <= 65535)").message("sourcePorts must be ports of 1 to 65535, such as 20000-39999"),
+        validation = Rule::new("self.matches('^[0-9]{1,5}(-[0-9]{1,5})?$') && self.split('-').all(p, int(p) >= 1 && int(p) <= 65535)").message("sourcePorts must be ports of 1 to 65535, such as 20000-39999"),
         validation = Rule::new("!self.matches('^[0-9]{1,5}-[0-9]{1,5}$') || int(self.split('-')[0]) <= int(self.split('-')[1])").message("write the lower port first, as in 20000-39999")
     )]
     pub source_ports: Option<String>,

@@ -15,7 +15,7 @@ pub struct PortRange {
 }
 
 /// Why a text or a pair of numbers is not a port range.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortRangeError {
     /// Not `FIRST-LAST` with two numbers of 1 to 65535.
     #[error("{0:?} is not a range of ports of 1 to 65535, such as 20000-39999")]

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use egressnat_crds::interval::{Interval, next, previous};
+use egressnat_crds::ports::PortRange;
 use egressnat_operator::ranges;
 use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 
@@ -49,6 +50,15 @@ pub fn ranges(list: &[Interval]) -> String {
         words.push(format!("{more} more ranges"));
     }
     join(&words)
+}
+
+/// What the outside sees as the source of packets.
+pub fn source(addresses: &[IpAddr], ports: Option<PortRange>) -> String {
+    let addresses = join(addresses);
+    match ports {
+        None => addresses,
+        Some(ports) => format!("{addresses} with ports {ports}"),
+    }
 }
 
 /// `a`, `a and b`, `a, b and c`.

@@ -10,6 +10,7 @@ use egressnat_crds::EgressNATPolicySpec;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Family;
 use egressnat_crds::policy::{NoGateway, PodSelection, ZoneAffinity};
+use egressnat_crds::ports::{PortRange, PortRangeError};
 use egressnat_crds::selector::LabelSelector;
 use ipnet::IpNet;
 
@@ -32,6 +33,8 @@ pub struct ValidPolicy {
     pub gateways: Vec<GatewayEntry>,
     /// Whether a pod uses gateways of its own zone.
     pub zone_affinity: ZoneAffinity,
+    /// The source ports that the outside sees; `None` where any will do.
+    pub source_ports: Option<PortRange>,
     /// What happens without one.
     pub no_gateway: NoGateway,
 }
@@ -100,6 +103,9 @@ pub enum InvalidSpec {
         "zoneAffinity chooses among egressGateways: write the gateway as an entry of egressGateways, or leave zoneAffinity out"
     )]
     ZoneAffinity,
+    /// Not a range of ports.
+    #[error("sourcePorts: {0}")]
+    SourcePorts(#[from] PortRangeError),
     /// No destination is of a family that an egress address has.
     #[error(
         "no destinationCIDR is of the family of the egress address: add one, or an address of the other family"
@@ -137,6 +143,7 @@ impl ValidPolicy {
             destinations: ranges::subtract(&or_everything(included), &excluded),
             gateways: choice::parse(spec)?,
             zone_affinity: spec.zone_affinity,
+            source_ports: spec.source_ports.as_deref().map(str::parse).transpose()?,
             no_gateway: spec.no_gateway,
         };
         if policy.destinations.is_empty() {
@@ -158,6 +165,7 @@ impl ValidPolicy {
             destinations: ranges::subtract(&or_everything(included), &excluded),
             gateways: vec![GatewayEntry::only(GatewayChoice::Nowhere)],
             zone_affinity: ZoneAffinity::None,
+            source_ports: None,
             no_gateway: spec.no_gateway,
         }
     }
@@ -313,6 +321,10 @@ mod tests {
             (
                 format!("{{{all}, egressGateway: {{nodeSelector: {{}}, interface: eth1, egressIP: 192.0.2.1}}}}"),
                 "set at most one of",
+            ),
+            (
+                format!("{{{all}, egressSourceIP: 192.0.2.1, sourcePorts: 39999-20000}}"),
+                "sourcePorts: 39999-20000 is not a range of ports: write the lower one first",
             ),
             ("{selectors: [], egressSourceIP: 192.0.2.1}".into(), "selectors is empty"),
             ("{selectors: [{}], egressSourceIP: 192.0.2.1}".into(), "selectors[0]"),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Family;
 use egressnat_crds::policy::NoGateway;
+use egressnat_crds::ports::PortRange;
 use egressnat_operator::world::{Pod, World};
 use serde::Serialize;
 
@@ -30,6 +31,9 @@ pub enum Fate {
     Gateway {
         /// With this source address.
         address: IpAddr,
+        /// With one of these source ports.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ports: Option<PortRange>,
         /// This node.
         gateway: String,
     },
@@ -85,6 +89,7 @@ fn fate(world: &World, policy: &Selecting, family: Family) -> Fate {
         },
         false => Fate::Gateway {
             address: *address,
+            ports: policy.source_ports,
             gateway: gateway.clone(),
         },
     }

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::interval::Interval;
 use egressnat_crds::policy::NoGateway;
+use egressnat_crds::ports::PortRange;
 use egressnat_operator::plan::{self, Outcome};
 use egressnat_operator::world::{Pod, Policy, PolicySpec, World};
 use serde::Serialize;
@@ -77,6 +78,9 @@ pub struct Selecting {
     pub gateway: Option<String>,
     /// The addresses that the outside sees.
     pub addresses: Vec<IpAddr>,
+    /// The source ports that it sees; any where the policy does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ports: Option<PortRange>,
     /// What the operator says of the gateway.
     pub gateway_message: String,
     /// What happens to packets that no gateway can take.

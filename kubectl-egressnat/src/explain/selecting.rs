@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::interval::Interval;
-use egressnat_crds::plan::{PlanPolicy, Profile};
+use egressnat_crds::plan::{GatewayRole, PlanPolicy, Profile};
 use egressnat_operator::condition::ConditionType;
 use egressnat_operator::plan::{self, Outcome};
 use egressnat_operator::world::{Pod, Policy, World};
@@ -29,7 +29,7 @@ pub(super) fn selecting(world: &World, outcome: &Outcome, key: &str, pod: &Pod) 
             let own = alone(world, name, key, node)?;
             let made = outcome.policies.get(name)?;
             let won_here = won.get(name.as_str());
-            let (gateway, addresses) = won_here
+            let (gateway, role) = won_here
                 .map(|w| gateway(outcome, planned, w.id))
                 .unwrap_or_default();
             Some(Selecting {
@@ -48,7 +48,8 @@ pub(super) fn selecting(world: &World, outcome: &Outcome, key: &str, pod: &Pod) 
                     None => Vec::new(),
                 },
                 gateway,
-                addresses,
+                addresses: role.map(|r| r.addresses.clone()).unwrap_or_default(),
+                source_ports: role.and_then(|r| r.source_ports),
                 gateway_message: made.gateway_ready.message.clone(),
                 no_gateway: won_here
                     .and_then(|w| part(planned, w.id)?.source.as_ref())
@@ -154,12 +155,16 @@ fn because((winner, w): (&str, &Policy), (loser, l): (&str, &Policy)) -> String 
     }
 }
 
-/// The gateway with this id, and the addresses with which it sends.
-fn gateway(outcome: &Outcome, source: &EgressPlanSpec, id: u16) -> (Option<String>, Vec<IpAddr>) {
+/// The gateway with this id, and what it does.
+fn gateway<'a>(
+    outcome: &'a Outcome,
+    source: &EgressPlanSpec,
+    id: u16,
+) -> (Option<String>, Option<&'a GatewayRole>) {
     let node = part(source, id).and_then(|p| p.source.as_ref()?.gateway.clone());
     let plan = node.as_ref().and_then(|n| outcome.plans.get(n));
     let role = plan.and_then(|p| part(p, id)?.gateway.as_ref());
-    (node, role.map(|r| r.addresses.clone()).unwrap_or_default())
+    (node, role)
 }
 
 /// How far the pod's node and the gateway are.

@@ -11,9 +11,10 @@ use super::*;
 use crate::testing;
 
 /// Name of the golden, pod, destination.
-const QUESTIONS: [(&str, &str, Option<&str>); 14] = [
+const QUESTIONS: [(&str, &str, Option<&str>); 15] = [
     ("wins-over-two", "web", None),
     ("wins-over-two-to", "web", Some("198.51.100.7")),
+    ("source-ports", "web", Some("203.0.113.7")),
     ("excluded", "web", Some("198.51.100.200")),
     ("not-a-destination", "web", Some("192.0.2.200")),
     ("service", "web", Some("10.96.0.10")),

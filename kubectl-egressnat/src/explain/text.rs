@@ -38,13 +38,21 @@ fn answered(policies: &[Selecting], seen: &[Seen], answer: &Answer) -> String {
     let fate = seen.iter().find(|s| words::contain(&s.ranges, to));
     match fate.map(|s| (&s.policy, &s.fate)) {
         None => format!("The pod sends nothing to {to}."),
-        Some((policy, Fate::Gateway { address, gateway })) => {
+        Some((
+            policy,
+            Fate::Gateway {
+                address,
+                ports,
+                gateway,
+            },
+        )) => {
+            let source = words::source(&[*address], *ports);
             let waiting = waiting(policies.iter().filter(|p| p.name == *policy));
             let by = format!("by policy {policy}, out of node {gateway}");
             match waiting.is_empty() {
-                true => format!("{to} sees {address}, {by}."),
+                true => format!("{to} sees {source}, {by}."),
                 false => format!(
-                    "{to} will see {address}, {by}, once {} {} programmed it.",
+                    "{to} will see {source}, {by}, once {} {} programmed it.",
                     words::join(&waiting),
                     have(&waiting)
                 ),
@@ -67,7 +75,9 @@ fn in_general(pod: &Pod, policies: &[Selecting], seen: &[Seen]) -> String {
     for (fate, ranges) in by_fate(seen) {
         let ranges = words::ranges(&ranges);
         match fate {
-            Fate::Gateway { address, .. } => addresses.push(format!("{address} for {ranges}")),
+            Fate::Gateway { address, ports, .. } => {
+                addresses.push(format!("{} for {ranges}", words::source(&[*address], *ports)));
+            }
             Fate::Dropped { because } => {
                 others.push(format!("packets to {ranges} are dropped, because {because}"));
             }
@@ -207,7 +217,10 @@ impl Selecting {
             return Ok(());
         }
         match &self.gateway {
-            Some(node) => writeln!(f, "  address    {}, of node {node}", words::join(&self.addresses))?,
+            Some(node) => {
+                let source = words::source(&self.addresses, self.source_ports);
+                writeln!(f, "  address    {source}, of node {node}")?;
+            }
             None => writeln!(f, "  address    none: {}", self.gateway_message)?,
         }
         for node in &self.nodes {

@@ -16,7 +16,7 @@ fn of(text: &str) -> Vec<String> {
 fn what_is_right_passes() {
     for spec in [
         "{selectors: [{podSelector: {}}], egressSourceIP: 192.0.2.1}",
-        "{selectors: [{namespaceSelector: {matchLabels: {a: b}}}], egressSourceIPs: [192.0.2.1, '2001:db8::1'], \
+        "{selectors: [{namespaceSelector: {matchLabels: {a: b}}}], egressSourceIPs: [192.0.2.1, '2001:db8::1'], sourcePorts: 20000-39999, \
           destinationCIDRs: [0.0.0.0/0, '2001:db8::/32'], excludedCIDRs: [10.0.0.0/8], priority: -7}",
         "{selectors: [{nodeSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}}], \
           egressGateway: {nodeSelector: {}, interface: eth1}, noGateway: NodeIP}",
@@ -67,6 +67,22 @@ fn each_stage_refuses_what_it_is_there_for() {
             "more than 15",
         ),
         // CEL.
+        (
+            format!("{{{all}, egressSourceIP: 192.0.2.1, sourcePorts: 1-70000}}"),
+            "spec.sourcePorts: sourcePorts must be ports of 1 to 65535, such as 20000-39999",
+        ),
+        (
+            format!("{{{all}, egressSourceIP: 192.0.2.1, sourcePorts: '20000:39999'}}"),
+            "ports of 1 to 65535",
+        ),
+        (
+            format!("{{{all}, egressSourceIP: 192.0.2.1, sourcePorts: '0'}}"),
+            "ports of 1 to 65535",
+        ),
+        (
+            format!("{{{all}, egressSourceIP: 192.0.2.1, sourcePorts: 39999-20000}}"),
+            "write the lower port first, as in 20000-39999",
+        ),
         (format!("{{{all}}}"), "set exactly one of egressSourceIP"),
         (
             format!("{{{all}, egressSourceIP: 192.0.2}}"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::interval::Interval;
+use egressnat_crds::ports::PortRange;
 use egressnat_crds::{EgressNATPolicy, EgressPlanSpec};
 use egressnat_operator::plan::{self, Outcome};
 use egressnat_operator::world::World;
@@ -80,6 +81,7 @@ pub struct Change {
 
 /// How a policy's packets leave.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Way {
     /// The policy.
     pub policy: String,
@@ -87,6 +89,9 @@ pub struct Way {
     pub gateway: Option<String>,
     /// The addresses that the outside sees.
     pub addresses: Vec<IpAddr>,
+    /// The source ports that it sees; any where the policy does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ports: Option<PortRange>,
 }
 
 impl Diff {
@@ -203,6 +208,7 @@ fn way(plan: &EgressPlanSpec, outcome: &Outcome, id: u16) -> Option<Way> {
     Some(Way {
         policy: policy.name.clone(),
         addresses: role.map(|r| r.addresses.clone()).unwrap_or_default(),
+        source_ports: role.and_then(|r| r.source_ports),
         gateway,
     })
 }
@@ -274,7 +280,7 @@ Node worker, whose plan would be written anew
   becomes the gateway of extra, with 172.18.0.2
   Pod apps/web
     198.51.100.128/25: not captured -> extra, 172.18.0.2 by worker
-    203.0.113.0/25: older, 192.0.2.2 by edge -> extra, 172.18.0.2 by worker
+    203.0.113.0/25: older, 192.0.2.2 with ports 20000-39999 by edge -> extra, 172.18.0.2 by worker
 "
         );
         assert!(!diff.is_wrong());
@@ -284,7 +290,7 @@ Node worker, whose plan would be written anew
     fn a_policy_as_it_is_changes_nothing() {
         let diff = would(
             "metadata: {name: older}, spec: {selectors: [{podSelector: {matchLabels: {app: web}}}], \
-             destinationCIDRs: [198.51.100.0/25, 203.0.113.0/24], egressSourceIP: 192.0.2.2}",
+             destinationCIDRs: [198.51.100.0/25, 203.0.113.0/24], egressSourceIP: 192.0.2.2, sourcePorts: 20000-39999}",
         );
         assert_eq!(diff.nodes, []);
         assert!(diff.to_string().ends_with("Nothing would change.\n"), "{diff}");
@@ -307,7 +313,9 @@ Node worker, whose plan would be written anew
         assert_eq!(changes[0].after.as_ref().unwrap().policy, "older");
         let lines = diff.to_string();
         assert!(
-            lines.contains("203.0.113.0/24: older, 192.0.2.2 by edge -> older, 192.0.2.1 by edge"),
+            lines.contains(
+                "203.0.113.0/24: older, 192.0.2.2 with ports 20000-39999 by edge -> older, 192.0.2.1 by edge"
+            ),
             "{lines}"
         );
     }

@@ -76,8 +76,8 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gateway {
             Some(gateway) => {
-                let addresses = words::join(&self.addresses);
-                write!(f, "{}, {addresses} by {gateway}", self.policy)
+                let source = words::source(&self.addresses, self.source_ports);
+                write!(f, "{}, {source} by {gateway}", self.policy)
             }
             None => write!(f, "{}, by no gateway", self.policy),
         }

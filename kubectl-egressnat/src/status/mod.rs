@@ -4,6 +4,7 @@ mod table;
 
 use std::collections::BTreeSet;
 
+use egressnat_crds::ports::PortRange;
 use egressnat_operator::condition::{ConditionType, Reason};
 use egressnat_operator::world::{ExistingPlan, Policy, World};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -32,6 +33,9 @@ pub struct PolicyRow {
     pub gateways: BTreeSet<String>,
     /// The addresses that the outside sees.
     pub addresses: Vec<String>,
+    /// The source ports that it sees; any where the policy does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ports: Option<PortRange>,
     /// Whether it works.
     pub health: Health,
     /// What is wrong, if anything is.
@@ -107,6 +111,7 @@ fn policy_row(name: &str, policy: &Policy) -> PolicyRow {
             .filter(|n| !n.is_empty())
             .collect(),
         addresses: status.gateways.iter().flat_map(|g| g.addresses.clone()).collect(),
+        source_ports: policy.in_force().and_then(|spec| spec.source_ports),
         health,
         message,
         pods: status.matched_pods,
@@ -185,7 +190,7 @@ mod tests {
 kind: EgressNATPolicy
 apiVersion: egressnat.io/v1alpha1
 metadata: {{name: walk, uid: a, generation: 2}}
-spec: {{selectors: [{{podSelector: {{}}}}], egressSourceIP: 192.0.2.1}}
+spec: {{selectors: [{{podSelector: {{}}}}], egressSourceIP: 192.0.2.1, sourcePorts: 20000-39999}}
 status:
   id: 7
   matchedPods: 3
@@ -246,8 +251,8 @@ spec: {{}}
         conditions[2] = (false, Progressing);
         let status = Status::of(&world(2, conditions));
         let table = "\
-POLICY  PRIORITY  GATEWAY  ADDRESS    PODS  NODES  HEALTH   MESSAGE
-walk    100       edge     192.0.2.1  3     1/2    Pending  Progressing: because of Progressing
+POLICY  PRIORITY  GATEWAY  ADDRESS    PORTS        PODS  NODES  HEALTH   MESSAGE
+walk    100       edge     192.0.2.1  20000-39999  3     1/2    Pending  Progressing: because of Progressing
 
 NODE  PODS  GATEWAY OF  PLAN
 edge  0     walk        not yet programmed: see that the node's agent runs

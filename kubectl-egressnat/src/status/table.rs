@@ -24,7 +24,7 @@ impl Status {
         }
         let policies = self.policies.iter().map(policy_cells).collect();
         let titles = [
-            "POLICY", "PRIORITY", "GATEWAY", "ADDRESS", "PODS", "NODES", "HEALTH", "MESSAGE",
+            "POLICY", "PRIORITY", "GATEWAY", "ADDRESS", "PORTS", "PODS", "NODES", "HEALTH", "MESSAGE",
         ];
         let mut text = rendered(&titles, policies, colour);
         if !self.nodes.is_empty() {
@@ -47,6 +47,7 @@ fn policy_cells(row: &PolicyRow) -> Vec<Cell> {
         plain(&row.priority.map(|p| p.to_string()).unwrap_or_default()),
         plain(&listed(row.gateways.iter())),
         plain(&listed(row.addresses.iter())),
+        plain(&row.source_ports.map_or("any".into(), |ports| ports.to_string())),
         plain(&row.pods.to_string()),
         plain(&format!("{}/{}", row.nodes_programmed, row.nodes_concerned)),
         (format!("{:?}", row.health), Some(colour)),

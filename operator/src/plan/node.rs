@@ -74,7 +74,7 @@ fn policies(at: &At<'_>, captured: &[(&SelectedPod<'_>, &Flat)], shared: &Shared
             source,
             gateway: gateway.map(|g| GatewayRole {
                 addresses: g.addresses.clone(),
-                source_ports: None,
+                source_ports: shared.in_force.policy_of(index).spec.source_ports,
             }),
         })
     };
