@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     Test,
     pod::{self, Pod},
-    scene::{DEADLINE, EGRESS, GATEWAY, POLICY, Scene, Seen, WORKER, egress, policy},
+    scene::{DEADLINE, EGRESS, GATEWAY, POLICY, Scene, Seen, WORKER, egress, of, policy},
 };
 
 pub const TESTS: &[Test] = &[(
@@ -129,8 +129,4 @@ fn apply(scene: &Scene, entries: &[&Value]) -> Result<()> {
         .kubectl
         .run(["wait", "--for=condition=Programmed", "--timeout=30s", &name])?;
     Ok(())
-}
-
-fn of(node: NodeSpec) -> Seen {
-    [Some(node.v4.to_string()), Some(node.v6.to_string())]
 }

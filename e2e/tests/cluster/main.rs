@@ -13,6 +13,7 @@ mod requests;
 mod reuse;
 mod scene;
 mod selection;
+mod several_policies;
 mod traces;
 mod walk_through;
 
@@ -41,6 +42,7 @@ fn tests() -> Vec<Test> {
         destinations::TESTS,
         first_policy::TESTS,
         gateways::TESTS,
+        several_policies::TESTS,
         lifecycle::TESTS,
     ]
     .concat()

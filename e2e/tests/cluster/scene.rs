@@ -48,7 +48,7 @@ impl<'a> Scene<'a> {
         scene.install_where_missing()?;
         kubectl.run(["delete", "egressnatpolicies", "--all"])?;
         kubectl.apply(PEERS)?;
-        for label in ["egress-", "team-"] {
+        for label in ["egress-", "team-", "tier-"] {
             kubectl.run(["label", "namespace", "other", label])?;
             kubectl.run(["-n", "default", "label", "pod", "--all", label])?;
         }
@@ -179,7 +179,12 @@ pub fn egress() -> Seen {
 
 /// Seen with the addresses of the pod's node.
 pub fn own(pod: &Pod) -> Seen {
-    [Some(pod.node.v4.to_string()), Some(pod.node.v6.to_string())]
+    of(pod.node)
+}
+
+/// Seen with the addresses of a node.
+pub fn of(node: NodeSpec) -> Seen {
+    [Some(node.v4.to_string()), Some(node.v6.to_string())]
 }
 
 /// The echo server's addresses as URLs.
