@@ -25,6 +25,10 @@ pub const TESTS: &[Test] = &[
         a_namespaces_label_switches_its_pods_both_ways,
     ),
     (
+        "selection::a_nodes_label_switches_its_pods_both_ways_in_its_own_entry_alone",
+        a_nodes_label_switches_its_pods_both_ways_in_its_own_entry_alone,
+    ),
+    (
         "selection::a_host_network_pod_is_never_captured",
         a_host_network_pod_is_never_captured,
     ),
@@ -92,6 +96,37 @@ fn a_namespaces_label_switches_its_pods_both_ways(cluster: &Cluster) -> Result<(
     )?;
     label("team-")?;
     scene.expect("it has it no more", &peers.each_ref().map(|pod| (pod, own(pod))))?;
+    Ok(())
+}
+
+/// The pod of the gateway is selected by the other entry, which asks for no label of its node.
+fn a_nodes_label_switches_its_pods_both_ways_in_its_own_entry_alone(cluster: &Cluster) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let [control, worker, gateway] = scene.tshoot()?;
+    let label = |label: &str| scene.kubectl.run(["label", "node", WORKER.name, label]);
+    scene.label(&gateway, CHOSEN)?;
+    scene.apply_policy(json!({"selectors": [
+        {
+            "podSelector": {"matchLabels": {"name": "net-tshoot"}},
+            "nodeSelector": {"matchLabels": {"rack": "a"}},
+        },
+        {"podSelector": {"matchLabels": {"egress": "chosen"}}},
+    ]}))?;
+    let without = [
+        (&control, own(&control)),
+        (&worker, own(&worker)),
+        (&gateway, egress()),
+    ];
+    scene.expect("no node has the label", &without)?;
+    label("rack=a")?;
+    let with = [
+        (&control, own(&control)),
+        (&worker, egress()),
+        (&gateway, egress()),
+    ];
+    scene.expect("one has it", &with)?;
+    label("rack-")?;
+    scene.expect("it has it no more", &without)?;
     Ok(())
 }
 
