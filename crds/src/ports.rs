@@ -49,6 +49,11 @@ impl PortRange {
         u32::from(self.last - self.first) + 1
     }
 
+    /// Whether a port is in it.
+    pub fn contains(&self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
     /// Whether a port is in both.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.first <= other.last && other.first <= self.last

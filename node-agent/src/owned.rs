@@ -29,6 +29,9 @@ pub const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
 /// rule looks into it: it is there for the process that puts the values back, and goes with all else that is ours.
 pub const RP_FILTER: &str = "rp_filter";
 
+/// Name of the map from a policy's id to the chain that translates to some ports alone, [`ports_chain`].
+pub const PORTS: &str = "ports";
+
 /// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
 pub const OVERHEAD_V4: u32 = 50;
 
@@ -128,6 +131,11 @@ impl Numbers {
 /// A policy's id as it stands in the connection mark.
 pub fn ct_mark(id: u16) -> u32 {
     (u32::from(id) << CT_MARK_SHIFT) & CT_MARK_MASK
+}
+
+/// Name of the chain that translates a policy's packets to some ports alone.
+pub fn ports_chain(id: u16) -> String {
+    format!("ports_{id}")
 }
 
 /// Why a packet was dropped: one named nft counter each, and a label of the agent's metric.

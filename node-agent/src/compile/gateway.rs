@@ -1,13 +1,15 @@
 //! The gateway role: what peers send here.
 
-use egressnat_crds::plan::{Peer, PlanPolicy};
+use std::net::IpAddr;
+
+use egressnat_crds::plan::{GatewayRole, Peer, PlanPolicy};
 
 use super::table::*;
 use super::{Context, FAMILIES, digit};
 use crate::model::{
     Cmp, Data, DataType, Direction, ElementKey, Key, KeyType, MacAddr, Rule, Ruleset, Statement,
 };
-use crate::owned::{self, Drop, GBP_ID_MASK, RoutingMark};
+use crate::owned::{self, Drop, GBP_ID_MASK, PORTS, RoutingMark, ports_chain};
 
 /// Up to how many ranges of a peer are compared one by one; above, a set is looked up.
 const INLINE_RANGES: usize = 4;
@@ -28,18 +30,50 @@ impl Context<'_> {
         }
     }
 
-    /// `id -> address`. An address that the node does not hold is left out: its packets are dropped.
+    /// `id -> address` of policies that give any port, and `id -> chain` of those that give some.
     fn addresses(&self, table: &mut Ruleset) {
         for family in FAMILIES {
             let (_, data) = address_type(family);
-            let elements = self.plan.policies.iter().flat_map(|policy| {
-                let addresses = policy.gateway.iter().flat_map(|g| &g.addresses);
-                let held =
-                    addresses.filter(move |a| family == (**a).into() && self.facts.addresses.contains(a));
-                held.map(|a| (ElementKey::Mark(owned::ct_mark(policy.id)), Data::Addr(*a)))
+            let of_any_port = self.roles().filter(|(_, role)| role.source_ports.is_none());
+            let elements = of_any_port.flat_map(|(id, role)| {
+                let addresses = self.held(role).filter(move |a| family == (*a).into());
+                addresses.map(move |a| (ElementKey::Mark(owned::ct_mark(id)), Data::Addr(a)))
             });
             table.hash(format!("snat{}", digit(family)), KeyType::Mark, data, elements);
         }
+        let with_ports = self
+            .roles()
+            .filter_map(|(id, role)| Some((id, role, role.source_ports?)));
+        let mut elements = Vec::new();
+        for (id, role, ports) in with_ports {
+            let snat = self.held(role).map(|a| rule([Statement::SnatPorts(a, ports)]));
+            table.chain(
+                ports_chain(id),
+                snat.chain([drop_rule(Drop::NoAddress)]).collect(),
+            );
+            elements.push((ElementKey::Mark(owned::ct_mark(id)), goto_data(ports_chain(id))));
+        }
+        if !elements.is_empty() {
+            table.hash(PORTS, KeyType::Mark, DataType::Verdict, elements);
+        }
+    }
+
+    /// The policies that this node is the gateway of, by id.
+    fn roles(&self) -> impl Iterator<Item = (u16, &GatewayRole)> {
+        let policies = self.plan.policies.iter();
+        policies.filter_map(|policy| Some((policy.id, policy.gateway.as_ref()?)))
+    }
+
+    /// A role's addresses. One that the node does not hold is left out: its packets are dropped.
+    fn held(&self, role: &GatewayRole) -> impl Iterator<Item = IpAddr> {
+        let held = role.addresses.iter().filter(|a| self.facts.addresses.contains(a));
+        held.copied()
+    }
+
+    /// To the chain of a policy that gives some ports; the rest goes on.
+    pub(super) fn by_ports(&self) -> Option<Rule> {
+        let any = self.roles().any(|(_, role)| role.source_ports.is_some());
+        any.then(|| rule([Statement::Vmap(id_key(), PORTS.into())]))
     }
 
     /// A chain per peer, found by its MAC address: replies, and the inner sources it may send.

@@ -125,6 +125,7 @@ impl Context<'_> {
             let as_node = Statement::In(id_key(), format!("as_node{}", digit(family)));
             egress.push(rule([Statement::NfProto(family), as_node, accept()]));
         }
+        egress.extend(self.by_ports());
         for family in FAMILIES {
             egress.push(rule([Statement::SnatMap(
                 family,

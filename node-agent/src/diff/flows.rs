@@ -11,6 +11,7 @@ use egressnat_crds::plan::{EgressPlanSpec, Profile};
 
 use super::nft::{NftStep, ObservedTable};
 use super::side_by_side;
+use super::translation::{self, Translation, translations};
 use crate::compile::never_captured;
 use crate::model::{Data, ElementKey, Rule, Ruleset, Verdict};
 use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT};
@@ -24,19 +25,33 @@ pub struct Concerned {
     pub sources: BTreeSet<IpAddr>,
     /// Policies whose translation differs: all their connections go.
     pub ids: BTreeSet<u16>,
+    /// Policies that may still translate some connections as they did, with what they translate to now: those
+    /// that have something else go.
+    pub translations: BTreeMap<u16, Translation>,
 }
 
 impl Concerned {
     /// Whether no connection can be concerned.
     pub fn is_empty(&self) -> bool {
-        self.sources.is_empty() && self.ids.is_empty()
+        self.sources.is_empty() && self.ids.is_empty() && self.translations.is_empty()
     }
 
     /// Adds what another change concerns.
     pub fn merge(&mut self, other: Self) {
-        let Self { sources, ids } = other;
+        let Self {
+            sources,
+            ids,
+            translations,
+        } = other;
         self.sources.extend(sources);
         self.ids.extend(ids);
+        self.translations.extend(translations);
+    }
+
+    /// Whether a policy's connection is translated as the policy does not.
+    pub fn mistranslated(&self, ct_mark: u32, address: IpAddr, port: Option<u16>) -> bool {
+        let translation = id_of(&ElementKey::Mark(ct_mark)).and_then(|id| self.translations.get(&id));
+        translation.is_some_and(|t| !t.allows(address, port))
     }
 }
 
@@ -52,7 +67,19 @@ pub fn concerned(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) ->
         change.sources(family, &mut concerned.sources);
         change.ids(family, &mut concerned.ids);
     }
+    let (none_of_old, translations) = translation::changed(change.new, change.old);
+    concerned.ids.extend(none_of_old);
+    concerned.translations = translations;
     concerned
+}
+
+/// What a table concerns of which nobody knows whether the process that wrote it has judged any connection.
+pub fn everything(plan: &EgressPlanSpec, desired: Option<&Ruleset>) -> Concerned {
+    Concerned {
+        sources: plan.pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect(),
+        ids: BTreeSet::new(),
+        translations: desired.map(translations).unwrap_or_default(),
+    }
 }
 
 /// The policies that use the tunnel and no longer will, taken out of `observed`, with the steps that take them out
@@ -159,12 +186,6 @@ impl Change<'_> {
         let (old_as_node, new_as_node) = self.elements(&format!("as_node{family}"));
         let differs = |key: &&ElementKey| way(old, old_as_node, key) != way(new, new_as_node, key);
         concerned.extend(old.keys().filter(differs).filter_map(id_of));
-        let (old, new) = self.elements(&format!("snat{family}"));
-        concerned.extend(
-            old.iter()
-                .filter(|(key, data)| new.get(key) != Some(data))
-                .filter_map(|(key, _)| id_of(key)),
-        );
     }
 
     fn elements(&self, set: &str) -> (&Elements, &Elements) {
@@ -190,7 +211,7 @@ fn id_on_the_wire(key: &ElementKey) -> Option<u16> {
     }
 }
 
-fn id_of(key: &ElementKey) -> Option<u16> {
+pub(super) fn id_of(key: &ElementKey) -> Option<u16> {
     match key {
         ElementKey::Mark(mark) => u16::try_from((mark & CT_MARK_MASK) >> CT_MARK_SHIFT).ok(),
         _ => None,

@@ -4,6 +4,7 @@ pub mod flows;
 pub mod net;
 pub mod nft;
 pub mod pods;
+pub mod translation;
 
 pub use net::{NetChanges, NetObject, NetStep};
 pub use nft::{NftStep, ObservedChain, ObservedTable, SetType};

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 
 use egressnat_crds::plan::Family;
+use egressnat_crds::ports::PortRange;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +84,9 @@ pub enum Statement {
     SnatToSaddr(Family),
     /// `snat ip to KEY map @MAP`; the next rule where the map says nothing.
     SnatMap(Family, Key, String),
+    /// `snat ip to ADDRESS:FIRST-LAST`: of ICMP, the echo identifiers; a protocol without ports gets the address
+    /// alone. `nft` wants a match of the protocol before it when it reads it, and the kernel none.
+    SnatPorts(IpAddr, PortRange),
     /// `notrack`.
     Notrack,
     /// `counter name "NAME"`: count in the table's named counter.
@@ -229,6 +234,10 @@ impl fmt::Display for Statement {
             Self::ClampMss(size) => write!(f, "tcp option maxseg size set {size}"),
             Self::SnatToSaddr(family) => write!(f, "snat {0} to {0} saddr", header(*family)),
             Self::SnatMap(family, key, map) => write!(f, "snat {} to {key} map @{map}", header(*family)),
+            Self::SnatPorts(address, ports) if address.is_ipv4() => {
+                write!(f, "snat ip to {address}:{ports}")
+            }
+            Self::SnatPorts(address, ports) => write!(f, "snat ip6 to [{address}]:{ports}"),
             Self::Notrack => write!(f, "notrack"),
             Self::Counter(name) => write!(f, "counter name \"{name}\""),
             Self::Verdict(verdict) => write!(f, "{verdict}"),

@@ -9,6 +9,7 @@ use egressnat_agent::model::{
     BaseChain, ChainKind, Cmp, DataType, Direction, Hook, Key, KeyType, Link, Rule, Statement, Verdict,
 };
 use egressnat_crds::plan::Family::{IPv4, IPv6};
+use egressnat_crds::ports::PortRange;
 
 use super::{PODS, add_rule, in_namespace, listing};
 
@@ -56,6 +57,10 @@ fn surroundings() -> Vec<NftStep> {
 
 fn masked(mask: u32, cmp: Cmp, value: u32) -> Masked {
     Masked { mask, cmp, value }
+}
+
+fn ports(text: &str) -> PortRange {
+    text.parse().expect("a range of ports")
 }
 
 /// A chain, a statement, and what `nft` shows for it.
@@ -199,6 +204,16 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
             Statement::SnatMap(IPv6, mark, "snat6".into()),
             "meta nfproto ipv6 snat ip6 to ct mark & 0x3fff0000 map @snat6",
         ),
+        (
+            "postrouting",
+            Statement::SnatPorts("192.0.2.1".parse().expect("an address"), ports("20000-39999")),
+            "meta nfproto ipv4 snat ip to 192.0.2.1:20000-39999",
+        ),
+        (
+            "postrouting",
+            Statement::SnatPorts("2001:db8::1".parse().expect("an address"), ports("443")),
+            "meta nfproto ipv6 snat ip6 to [2001:db8::1]:443-443",
+        ),
         ("raw", Statement::Notrack, "notrack"),
         ("output", Statement::Notrack, "notrack"),
         (
@@ -271,15 +286,16 @@ fn no_statement_is_missing() {
         Statement::ClampMss(_) => 17,
         Statement::SnatToSaddr(_) => 18,
         Statement::SnatMap(..) => 19,
-        Statement::Notrack => 20,
-        Statement::Counter(_) => 21,
-        Statement::Verdict(_) => 22,
+        Statement::SnatPorts(..) => 20,
+        Statement::Notrack => 21,
+        Statement::Counter(_) => 22,
+        Statement::Verdict(_) => 23,
     };
     let shown: BTreeSet<i32> = cases()
         .iter()
         .map(|(_, statement, _)| number(statement))
         .collect();
-    assert_eq!(shown, (0..=22).collect());
+    assert_eq!(shown, (0..=23).collect());
 }
 
 /// The families of a rule are matched once, before the first address.

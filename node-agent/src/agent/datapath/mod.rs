@@ -26,8 +26,8 @@ use crate::kernel::sysctl::Sysctls;
 use crate::model::{Desired, Net, Ruleset};
 use crate::owned::{CT_MARK_MASK, Numbers, ct_mark};
 
-/// Up to how many sources are asked for one by one; above, conntrack is listed whole, once.
-const SOURCES_ONE_BY_ONE: usize = 16;
+/// Up to how many sources and policies are asked for one by one; above, conntrack is listed whole, once.
+const ONE_BY_ONE: usize = 16;
 
 /// What a try did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub struct Datapath {
     verify: bool,
     /// Connections still to be judged: kept until conntrack has taken the answer, whatever fails between.
     unjudged: Concerned,
-    /// Whether every pod's connections are to be judged, since a process before us may have ended between
+    /// Whether all connections are to be judged, since a process before us may have ended between
     /// writing the table and judging.
     judge_all: bool,
     interfaces: Vec<NodeInterface>,
@@ -242,6 +242,9 @@ impl Datapath {
         let ruleset = desired.ruleset.as_ref();
         self.unjudged
             .merge(diff::flows::concerned(ruleset, known.table.as_ref()));
+        if std::mem::take(&mut self.judge_all) {
+            self.unjudged.merge(diff::flows::everything(plan, ruleset));
+        }
         self.leave_tunnel(ruleset, known.table.as_mut(), report).await?;
         let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
         match known.ownership {
@@ -313,27 +316,23 @@ impl Datapath {
 
     /// Deletes the connections whose verdict has changed, so that their next packet is judged anew.
     async fn forget(&mut self, plan: &EgressPlanSpec) -> Result<usize, AgentError> {
-        if self.judge_all {
-            self.unjudged
-                .sources
-                .extend(plan.pods.iter().flat_map(|pod| &pod.ips));
-        }
-        self.judge_all = false;
         if self.unjudged.is_empty() {
             return Ok(0);
         }
-        let Concerned { sources, ids } = &self.unjudged;
-        for id in ids {
+        let unjudged = &self.unjudged;
+        for id in &unjudged.ids {
             self.conntrack.delete_by_mark(ct_mark(*id), CT_MARK_MASK).await?;
         }
         let verdicts = Verdicts::new(plan);
         // The destination after DNAT is where replies come from.
         let stale = |flow: &Flow| {
             let (source, destination) = (flow.original.source, flow.reply.source);
-            sources.contains(&source) && verdicts.contradicts(source, destination, flow.mark)
+            let (seen, port) = flow.source_seen();
+            unjudged.sources.contains(&source) && verdicts.contradicts(source, destination, flow.mark)
+                || unjudged.mistranslated(flow.mark, seen, port)
         };
         let mut deleted = 0;
-        for filter in filters(sources) {
+        for filter in filters(unjudged) {
             let flows = self.conntrack.flows(filter, stale).await?;
             self.conntrack.delete(&flows).await?;
             deleted += flows.len();
@@ -366,16 +365,18 @@ impl Datapath {
     }
 }
 
-/// What conntrack is asked for: a few sources one by one, many by one look at all.
-fn filters(sources: &BTreeSet<IpAddr>) -> Vec<Filter> {
-    match sources.len() {
-        0..=SOURCES_ONE_BY_ONE => sources
-            .iter()
-            .map(|s| Filter {
-                source: Some(*s),
-                mark: None,
-            })
-            .collect(),
+/// What conntrack is asked for: a few sources and policies one by one, many by one look at all.
+fn filters(unjudged: &Concerned) -> Vec<Filter> {
+    let by_source = unjudged.sources.iter().map(|source| Filter {
+        source: Some(*source),
+        mark: None,
+    });
+    let by_policy = unjudged.translations.keys().map(|id| Filter {
+        source: None,
+        mark: Some((ct_mark(*id), CT_MARK_MASK)),
+    });
+    match unjudged.sources.len() + unjudged.translations.len() {
+        0..=ONE_BY_ONE => by_source.chain(by_policy).collect(),
         _ => vec![Filter::default()],
     }
 }

@@ -32,6 +32,7 @@ pub(super) mod cta {
     pub const PROTO_ICMPV6_CODE: u16 = 9;
 }
 
+const IPPROTO_GRE: u8 = 47;
 const IPPROTO_ICMPV6: u8 = 58;
 
 /// One direction of a connection.
@@ -91,6 +92,18 @@ impl Flow {
     /// Family.
     pub fn family(&self) -> Family {
         self.original.source.into()
+    }
+
+    /// The source as the other side sees it: address, and port or echo identifier where the protocol has one.
+    pub fn source_seen(&self) -> (IpAddr, Option<u16>) {
+        let port = match self.reply.layer4 {
+            // What conntrack shows for ports is the key, by which it tells tunnels of PPTP alone.
+            _ if self.protocol == IPPROTO_GRE => None,
+            Layer4::Ports { destination, .. } => Some(destination),
+            Layer4::Icmp { id, .. } => Some(id),
+            Layer4::Alone => None,
+        };
+        (self.reply.destination, port)
     }
 
     /// Whether its source is translated.

@@ -23,6 +23,9 @@ pub const R1: Reg = Reg(libc::NFT_REG_1 as u32);
 /// The register for what must not be lost meanwhile.
 pub const R2: Reg = Reg(libc::NFT_REG_2 as u32);
 
+/// The register for what comes along with that.
+pub const R3: Reg = Reg(libc::NFT_REG_3 as u32);
+
 /// An expression. All work in [`R1`] except where a register is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
@@ -60,7 +63,7 @@ pub enum Expr {
     /// `register >> N` of a 32-bit number; N is below 32.
     ShiftRight(u32),
     /// Load a constant.
-    Immediate(Value),
+    Immediate(Value, Reg),
     /// Give a verdict, one of `NF_*` and `NFT_*`, with a chain for jumps.
     Verdict(i32, Option<Name>),
     /// Look the register up; the rule ends where there is no such element. In a map, the data goes to the
@@ -70,6 +73,8 @@ pub enum Expr {
     FibDaddrType,
     /// SNAT to the address in the register.
     Snat(Family),
+    /// The same, with a port from that in [`R2`] to that in [`R3`], both in network byte order.
+    SnatPorts(Family),
     /// Write the register's two octets to the size of TCP's option `maxseg`.
     WriteMss,
     /// Count in a named counter.
@@ -124,8 +129,8 @@ impl Expr {
                 .u32(sys::NFTNL_EXPR_BITWISE_LEN, 4)
                 .u32(sys::NFTNL_EXPR_BITWISE_OP, NFT_BITWISE_RSHIFT)
                 .value(sys::NFTNL_EXPR_BITWISE_DATA, Value::host(bits)),
-            Self::Immediate(value) => Raw::new(c"immediate")
-                .u32(sys::NFTNL_EXPR_IMM_DREG, r1)
+            Self::Immediate(value, reg) => Raw::new(c"immediate")
+                .u32(sys::NFTNL_EXPR_IMM_DREG, reg.0)
                 .value(sys::NFTNL_EXPR_IMM_DATA, value),
             Self::Verdict(code, chain) => verdict(code, chain.as_ref()),
             Self::Lookup(set, data) => lookup(&set, data),
@@ -133,10 +138,10 @@ impl Expr {
                 .u32(sys::NFTNL_EXPR_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
                 .u32(sys::NFTNL_EXPR_FIB_FLAGS, NFTA_FIB_F_DADDR)
                 .u32(sys::NFTNL_EXPR_FIB_DREG, r1),
-            Self::Snat(family) => Raw::new(c"nat")
-                .u32(sys::NFTNL_EXPR_NAT_TYPE, libc::NFT_NAT_SNAT as u32)
-                .u32(sys::NFTNL_EXPR_NAT_FAMILY, nfproto(family).into())
-                .u32(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, r1),
+            Self::Snat(family) => snat(family),
+            Self::SnatPorts(family) => snat(family)
+                .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN, R2.0)
+                .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MAX, R3.0),
             Self::WriteMss => Raw::new(c"exthdr")
                 .u8(sys::NFTNL_EXPR_EXTHDR_TYPE, TCPOPT_MSS)
                 .u32(sys::NFTNL_EXPR_EXTHDR_OP, NFT_EXTHDR_OP_TCPOPT)
@@ -168,6 +173,13 @@ fn verdict(code: i32, chain: Option<&Name>) -> Raw {
         Some(chain) => raw.text(sys::NFTNL_EXPR_IMM_CHAIN, chain),
         None => raw,
     }
+}
+
+fn snat(family: Family) -> Raw {
+    Raw::new(c"nat")
+        .u32(sys::NFTNL_EXPR_NAT_TYPE, libc::NFT_NAT_SNAT as u32)
+        .u32(sys::NFTNL_EXPR_NAT_FAMILY, nfproto(family).into())
+        .u32(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, R1.0)
 }
 
 fn lookup(set: &Name, data: Option<Reg>) -> Raw {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use egressnat_crds::plan::Family;
 use ipnet::IpNet;
 
-use super::expr::{Expr, R1, R2, VERDICT, nfproto};
+use super::expr::{Expr, R1, R2, R3, Reg, VERDICT, nfproto};
 use super::name::Name;
 use super::types::data_type;
 use super::value::Value;
@@ -88,7 +88,7 @@ impl Lowering<'_> {
             Statement::MetaMarkFromCtMark { mask, shift } => self.meta_mark_from_ct_mark(*mask, *shift)?,
             Statement::TcpSyn => self.tcp_syn(),
             Statement::ClampMss(size) => {
-                self.exprs.push(Expr::Immediate(Value::new(size.to_be_bytes())));
+                self.immediate(Value::new(size.to_be_bytes()), R1);
                 self.exprs.push(Expr::WriteMss);
             }
             Statement::SnatToSaddr(family) => {
@@ -100,6 +100,14 @@ impl Lowering<'_> {
                 self.key(key);
                 self.exprs.push(Expr::Lookup(Name::new(map)?, Some(R1)));
                 self.exprs.push(Expr::Snat(*family));
+            }
+            Statement::SnatPorts(address, ports) => {
+                let family = Family::from(*address);
+                self.family(family);
+                self.immediate(Value::from(*address), R1);
+                self.immediate(Value::new(ports.first().to_be_bytes()), R2);
+                self.immediate(Value::new(ports.last().to_be_bytes()), R3);
+                self.exprs.push(Expr::SnatPorts(family));
             }
             Statement::Notrack => self.exprs.push(Expr::Notrack),
             Statement::Counter(name) => self.exprs.push(Expr::Counter(Name::new(name)?)),
@@ -114,6 +122,10 @@ impl Lowering<'_> {
 
     fn ct(&mut self, key: i32) {
         self.exprs.push(Expr::Ct(key));
+    }
+
+    fn immediate(&mut self, value: Value, reg: Reg) {
+        self.exprs.push(Expr::Immediate(value, reg));
     }
 
     fn equals(&mut self, value: Value) {
@@ -272,7 +284,7 @@ impl Lowering<'_> {
     /// `load & keep | bits`, and just the bits where nothing is kept.
     fn rewritten(&mut self, load: Expr, keep: u32, bits: u32) {
         if keep == 0 {
-            self.exprs.push(Expr::Immediate(Value::host(bits)));
+            self.immediate(Value::host(bits), R1);
             return;
         }
         let (mask, xor) = (Value::host(keep & !bits), Value::host(bits));
