@@ -67,6 +67,8 @@ pub enum Reason {
     GatewayMissing,
     /// Degraded: pods are in zones without a gateway, and zoneAffinity is Require.
     ZoneNotServed,
+    /// Degraded: another policy may send with the same address and some of the same ports.
+    PortsShared,
     /// Degraded: nodes with selected pods have no internal address to tunnel from.
     SourceWithoutUnderlay,
 }

@@ -22,6 +22,7 @@ pub mod outcome;
 pub mod peers;
 pub mod profiles;
 pub mod select;
+pub mod sharing;
 mod verdict;
 
 use std::cmp::Reverse;

@@ -9,6 +9,7 @@ use super::gateway::{Gateway, zone_of};
 use super::ids::Bearer;
 use super::lost::{self, Lost, Sets};
 use super::select::SelectedPod;
+use super::sharing::Sharing;
 use super::{InForce, Policies, Slot, verdict};
 use crate::choice::EntryKey;
 use crate::condition::{Reason, Verdict};
@@ -58,7 +59,8 @@ pub fn of_policies(
     plans: &BTreeMap<String, EgressPlanSpec>,
 ) -> BTreeMap<String, PolicyOutcome> {
     let matched = matched(world, in_force, pods);
-    let standings = standings(in_force, sets, &matched, plans);
+    let sharing = Sharing::of(in_force);
+    let standings = standings(in_force, sets, &matched, &sharing, plans);
     let outcome = |(name, policy): (&String, &Policy)| {
         let id = ids.get(&(name.as_str(), None)).copied();
         let outcome = match standings.get(name.as_str()) {
@@ -89,6 +91,8 @@ pub struct Standing<'a> {
     pub slots: Vec<(&'a Slot, &'a Matched<'a>)>,
     /// What it loses to other policies.
     pub lost: Vec<Lost>,
+    /// Who sends with its addresses.
+    pub sharing: &'a Sharing<'a>,
     /// The nodes that have a part in it.
     pub nodes: BTreeSet<&'a str>,
 }
@@ -98,6 +102,7 @@ fn standings<'a>(
     in_force: &'a Policies<'a>,
     sets: &Sets,
     matched: &'a [Matched<'a>],
+    sharing: &'a Sharing<'a>,
     plans: &'a BTreeMap<String, EgressPlanSpec>,
 ) -> BTreeMap<&'a str, Standing<'a>> {
     let nodes = nodes_by_id(plans);
@@ -108,6 +113,7 @@ fn standings<'a>(
         let nodes = slots.iter().filter_map(|(slot, _)| nodes.get(&slot.id));
         let standing = Standing {
             policy,
+            sharing,
             nodes: nodes.flatten().copied().collect(),
             slots,
             lost: lost.remove(&index).unwrap_or_default(),

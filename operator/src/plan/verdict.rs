@@ -1,6 +1,7 @@
 //! What is said of a policy before any agent has said a word: the verdicts of its conditions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
@@ -70,7 +71,7 @@ fn fate(no_gateway: NoGateway) -> &'static str {
     }
 }
 
-/// The resolver's verdict. Where the user named no destinations, it also names a family of the pods that is
+/// The resolver's verdict, and who else sends with the addresses. Where the user named no destinations, it also names a family of the pods that is
 /// captured and not served: nothing is wrong with that, but it should not surprise.
 pub fn gateway_ready(standing: &Standing<'_>) -> Verdict {
     let mut verdict = match standing.slots.as_slice() {
@@ -90,7 +91,26 @@ pub fn gateway_ready(standing: &Standing<'_>) -> Verdict {
             "; without an {family:?} address{at}, {family:?} packets {fate}"
         ));
     }
+    if let Some(shared) = shared_addresses(standing) {
+        verdict.message.push_str(&format!("; {shared}"));
+    }
     verdict
+}
+
+/// Which other policies send with the policy's addresses.
+fn shared_addresses(standing: &Standing<'_>) -> Option<String> {
+    let shared = standing.sharing.with_others(standing.policy.name);
+    let sentence = |(others, addresses): (&Vec<&str>, &Vec<IpAddr>)| {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let send = if others.len() == 1 { "sends" } else { "send" };
+        format!(
+            "{} also {send} with {}",
+            some_of(others.iter().copied()),
+            some_of(addresses.iter().map(String::as_str))
+        )
+    };
+    let sentences: Vec<String> = shared.iter().map(sentence).collect();
+    (!sentences.is_empty()).then(|| join(&sentences))
 }
 
 /// One verdict for all entries of `egressGateways`: what one of them can do, the policy can. Those that cannot
@@ -155,6 +175,7 @@ pub fn degraded(standing: &Standing<'_>, plans: &BTreeMap<String, EgressPlanSpec
         .chain(conflicts.map(|conflict| (Reason::AddressConflict, conflict)))
         .chain(gateway_missing(standing))
         .chain(zone_not_served(standing))
+        .chain(ports_shared(standing))
         .chain(source_without_underlay(standing, plans))
         .collect()
 }
@@ -201,6 +222,27 @@ fn zone_not_served(standing: &Standing<'_>) -> Option<(Reason, String)> {
         fate(standing.policy.spec.no_gateway)
     );
     (pods > 0).then_some((Reason::ZoneNotServed, message))
+}
+
+/// The policy promises ports that others may take as well.
+fn ports_shared(standing: &Standing<'_>) -> Option<(Reason, String)> {
+    let ports = standing.policy.spec.source_ports?;
+    let others = standing.sharing.at_ports(standing.policy.name, ports);
+    let others: Vec<String> = others
+        .iter()
+        .map(|(other, theirs)| match theirs {
+            Some(theirs) => format!("{other} ({theirs})"),
+            None => format!("{other} (all ports)"),
+        })
+        .collect();
+    let message = || {
+        format!(
+            "the outside cannot tell this policy by its ports {ports}: {} may take some of them with the same \
+             address; write sourcePorts that do not overlap in each of them, or give one another address",
+            some_of(others.iter().map(String::as_str))
+        )
+    };
+    (!others.is_empty()).then(|| (Reason::PortsShared, message()))
 }
 
 fn source_without_underlay(
