@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use egressnat_operator::convert;
@@ -85,7 +86,7 @@ impl Cluster {
             .collect::<BTreeMap<_, _>>();
         let world = World {
             policies: named(policies, convert::policy).collect(),
-            pods: named(pods, convert::pod).collect(),
+            pods: named(pods, |pod| Arc::new(convert::pod(pod))).collect(),
             nodes: named(nodes, convert::node).collect(),
             namespaces: named(namespaces, convert::namespace).collect(),
             service_cidrs: named(services, convert::service_cidr).collect(),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use egressnat_crds::selector::Labels;
 use egressnat_crds::{EgressNATPolicy, EgressNATPolicyStatus, EgressPlan};
@@ -95,9 +96,9 @@ pub fn pod(raw: WirePod) -> Pod {
         uid: metadata.uid.unwrap_or_default(),
         namespace: metadata.namespace.unwrap_or_default(),
         name: metadata.name.unwrap_or_default(),
-        labels: metadata.labels.unwrap_or_default(),
+        labels: Arc::new(metadata.labels.unwrap_or_default()),
         node: spec.node_name.filter(|n| !n.is_empty()),
-        ips: parse_all(status.pod_ips.iter().map(|p| p.ip.as_str())),
+        ips: Vec::from_iter(parse_all(status.pod_ips.iter().map(|p| p.ip.as_str()))),
         host_network: spec.host_network,
         ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
     }

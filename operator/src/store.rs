@@ -5,10 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use egressnat_crds::selector::Labels;
 use ipnet::IpNet;
 
+use crate::difference::Difference;
+use crate::intern::Interner;
 use crate::world::{ClusterConfig, ExistingPlan, Node, Pod, Policy, World};
 
 /// One event of a watch. The texts are the keys of [`World`]'s maps.
@@ -47,9 +50,9 @@ pub enum Change {
 
 /// How far the watch of one kind is.
 #[derive(Debug)]
-struct Progress<V> {
+struct Progress<T> {
     /// The list under way.
-    listing: Option<BTreeMap<String, V>>,
+    listing: Option<BTreeMap<String, T>>,
     /// One list was complete.
     synced: bool,
 }
@@ -58,8 +61,9 @@ struct Progress<V> {
 #[derive(Debug, Default)]
 pub struct Store {
     world: World,
+    labels: Interner<Labels>,
     policies: Progress<Policy>,
-    pods: Progress<Pod>,
+    pods: Progress<Arc<Pod>>,
     nodes: Progress<Node>,
     namespaces: Progress<Labels>,
     service_cidrs: Progress<Vec<IpNet>>,
@@ -98,15 +102,47 @@ impl Store {
 
     /// Takes in a change. Whether the world is now another, or has become complete.
     pub fn apply(&mut self, change: Change) -> bool {
-        let world = &mut self.world;
+        self.apply_noting(change, |_| {})
+    }
+
+    /// As [`Store::apply`]; tells `note` of each object that is now another.
+    pub fn apply_noting(&mut self, change: Change, mut note: impl FnMut(Difference<'_>)) -> bool {
+        let (world, labels) = (&mut self.world, &mut self.labels);
         match change {
-            Change::Policies(d) => self.policies.apply(&mut world.policies, d, Policy::after),
-            Change::Pods(d) => self.pods.apply(&mut world.pods, d, latest),
-            Change::Nodes(d) => self.nodes.apply(&mut world.nodes, d, latest),
-            Change::Namespaces(d) => self.namespaces.apply(&mut world.namespaces, d, latest),
-            Change::ServiceCidrs(d) => self.service_cidrs.apply(&mut world.service_cidrs, d, latest),
-            Change::ApiServers(d) => self.api_servers.apply(&mut world.api_servers, d, latest),
-            Change::Plans(d) => self.plans.apply(&mut world.plans, d, latest),
+            Change::Policies(d) => self
+                .policies
+                .apply(&mut world.policies, d, Policy::after, |n, b, a| {
+                    note(Difference::Policy(n, b, a));
+                }),
+            Change::Pods(d) => {
+                let shared = |pod: Pod, _: Option<&Arc<Pod>>| {
+                    let labels = labels.intern(pod.labels);
+                    Arc::new(Pod { labels, ..pod })
+                };
+                self.pods.apply(&mut world.pods, d, shared, |_, b, a| {
+                    note(Difference::Pod(b, a));
+                })
+            }
+            Change::Nodes(d) => self.nodes.apply(&mut world.nodes, d, latest, |_, b, a| {
+                note(Difference::Node(b, a));
+            }),
+            Change::Namespaces(d) => self
+                .namespaces
+                .apply(&mut world.namespaces, d, latest, |n, b, a| {
+                    note(Difference::Namespace(n, b, a));
+                }),
+            Change::ServiceCidrs(d) => {
+                let changed = |_: &str, _: Option<&_>, _: Option<&_>| note(Difference::Cluster);
+                self.service_cidrs
+                    .apply(&mut world.service_cidrs, d, latest, changed)
+            }
+            Change::ApiServers(d) => {
+                let changed = |_: &str, _: Option<&_>, _: Option<&_>| note(Difference::Cluster);
+                self.api_servers.apply(&mut world.api_servers, d, latest, changed)
+            }
+            Change::Plans(d) => self.plans.apply(&mut world.plans, d, latest, |n, b, a| {
+                note(Difference::Plan(n, b, a));
+            }),
         }
     }
 }
@@ -116,7 +152,7 @@ fn latest<V>(new: V, _previous: Option<&V>) -> V {
     new
 }
 
-impl<V> Default for Progress<V> {
+impl<T> Default for Progress<T> {
     fn default() -> Self {
         Self {
             listing: None,
@@ -125,12 +161,15 @@ impl<V> Default for Progress<V> {
     }
 }
 
-impl<V: PartialEq> Progress<V> {
-    fn apply(
+impl<T: PartialEq> Progress<T> {
+    /// `after` gives what is kept of a value that follows another; `note` is told of each key whose value is
+    /// now another: what was, and what is.
+    fn apply<V>(
         &mut self,
-        current: &mut BTreeMap<String, V>,
+        current: &mut BTreeMap<String, T>,
         delta: Delta<V>,
-        after: fn(V, Option<&V>) -> V,
+        mut after: impl FnMut(V, Option<&T>) -> T,
+        mut note: impl FnMut(&str, Option<&T>, Option<&T>),
     ) -> bool {
         match delta {
             Delta::Restart => {
@@ -144,18 +183,49 @@ impl<V: PartialEq> Progress<V> {
             }
             Delta::Synced => {
                 let listed = self.listing.take().unwrap_or_default();
-                let changed = !std::mem::replace(&mut self.synced, true) || *current != listed;
+                let mut changed = !std::mem::replace(&mut self.synced, true);
+                differences(current, &listed, |key, before, now| {
+                    changed = true;
+                    note(key, before, now);
+                });
                 *current = listed;
                 changed
             }
             Delta::Set(key, value) => {
-                let value = after(value, current.get(&key));
-                let changed = current.get(&key) != Some(&value);
+                let before = current.get(&key);
+                let value = after(value, before);
+                if before == Some(&value) {
+                    return false;
+                }
+                note(&key, before, Some(&value));
                 current.insert(key, value);
-                changed
+                true
             }
-            Delta::Gone(key) => current.remove(&key).is_some(),
+            Delta::Gone(key) => match current.remove(&key) {
+                None => false,
+                Some(before) => {
+                    note(&key, Some(&before), None);
+                    true
+                }
+            },
         }
+    }
+}
+
+/// Tells `note` of each key whose value is not the same in both.
+fn differences<T: PartialEq>(
+    before: &BTreeMap<String, T>,
+    after: &BTreeMap<String, T>,
+    mut note: impl FnMut(&str, Option<&T>, Option<&T>),
+) {
+    for (key, old) in before {
+        let new = after.get(key);
+        if new != Some(old) {
+            note(key, Some(old), new);
+        }
+    }
+    for (key, new) in after.iter().filter(|(key, _)| !before.contains_key(*key)) {
+        note(key, None, Some(new));
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use egressnat_crds::plan::{EgressPlanStatus, Family, NodeInterface};
 use egressnat_crds::selector::Labels;
@@ -22,7 +23,7 @@ pub struct World {
     /// Policies by name.
     pub policies: BTreeMap<String, Policy>,
     /// Pods by `namespace/name`.
-    pub pods: BTreeMap<String, Pod>,
+    pub pods: BTreeMap<String, Arc<Pod>>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
     /// Labels of the namespaces, by name.
@@ -106,12 +107,12 @@ pub struct Pod {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its labels.
-    pub labels: Labels,
+    /// Its labels, shared with other pods that have the same.
+    pub labels: Arc<Labels>,
     /// The node it is bound to.
     pub node: Option<String>,
-    /// Its addresses, none while it is pending.
-    pub ips: BTreeSet<IpAddr>,
+    /// Its addresses, sorted; none while it is pending.
+    pub ips: Vec<IpAddr>,
     /// When it was created: an address claimed twice belongs to the newer pod.
     pub created: Timestamp,
     /// It uses its node's network: never captured.

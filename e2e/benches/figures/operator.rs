@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -78,7 +79,7 @@ impl Cluster {
             world.nodes.insert(node_name(number), node(number));
             for pod in 0..PODS_PER_NODE {
                 let (key, pod) = pod_of(number, pod);
-                world.pods.insert(key, pod);
+                world.pods.insert(key, Arc::new(pod));
             }
         }
         for number in 0..POLICIES {
@@ -121,8 +122,8 @@ impl Cluster {
     fn pod_event(&mut self) -> Duration {
         self.turn += 1;
         let (key, mut pod) = pod_of(self.turn, 0);
-        pod.ips = BTreeSet::from([IpAddr::V4(Ipv4Addr::from(0x0a40_0000 + self.turn))]);
-        self.world.pods.insert(key, pod);
+        pod.ips = Vec::from([IpAddr::V4(Ipv4Addr::from(0x0a40_0000 + self.turn))]);
+        self.world.pods.insert(key, Arc::new(pod));
         let (written, took) = self.plan();
         assert!((1..=3).contains(&written), "{written} plans for one pod");
         took
@@ -179,12 +180,14 @@ fn pod_of(node: u32, number: u32) -> (String, Pod) {
         uid: format!("7d0c51e4-3a1b-4e58-9f4e-{serial:012x}"),
         namespace: namespace.clone(),
         name: name.clone(),
-        labels: labels
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
+        labels: Arc::new(
+            labels
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        ),
         node: Some(node_name(node)),
-        ips: BTreeSet::from([IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + (node << 8) + 2 + number))]),
+        ips: Vec::from([IpAddr::V4(Ipv4Addr::from(0x0a80_0000 + (node << 8) + 2 + number))]),
         created: Timestamp::UNIX_EPOCH,
         host_network: false,
         ended: false,

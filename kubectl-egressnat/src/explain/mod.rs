@@ -144,7 +144,7 @@ pub fn explain(snapshot: &Snapshot, key: &str, to: Option<IpAddr>) -> Option<Exp
         pod: PodFacts {
             name: key.to_owned(),
             node: pod.node.clone(),
-            ips: pod.ips.iter().copied().collect(),
+            ips: pod.ips.clone(),
         },
         never,
         policies,

@@ -8,14 +8,14 @@
 use egressnat_crds::policy::ZoneAffinity;
 
 use super::gateway::Gateway;
-use super::{InForce, Slot};
+use super::policies::{InForce, Slot};
 use crate::hash::fnv1a;
 
 /// The slot of `policy` that the pod with this uid uses, whose node is in `zone`: an index into `slots`.
 ///
 /// One that is ready goes before one that is not, and under `Prefer` one of the pod's zone before another. If
 /// none can serve the pod it has a slot all the same, the one that it comes back to.
-pub fn slot(policy: &InForce<'_>, slots: &[Slot], uid: &str, zone: Option<&str>) -> usize {
+pub fn slot(policy: &InForce, slots: &[Slot], uid: &str, zone: Option<&str>) -> usize {
     let first = policy.slots.start;
     if policy.slots.len() == 1 {
         return first;
@@ -47,7 +47,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::plan::{Policies, ids, in_force};
+    use crate::plan::ids;
+    use crate::plan::policies::Policies;
     use crate::testing;
     use crate::world::World;
 
@@ -96,8 +97,8 @@ mod tests {
 
     /// The node that each of many pods uses, whose node is in `zone`; `None` where none may serve it.
     fn used(world: &World, zone: Option<&str>) -> Vec<Option<String>> {
-        let ids = ids::assign(world);
-        let all: Policies = in_force(world, &ids);
+        let ids = ids::assign(world, &Default::default());
+        let all = Policies::of(world, &ids);
         let used = |n: usize| {
             let slot = slot(&all.policies[0], &all.slots, &uid(n), zone);
             all.gateway_of(slot, zone).map(|g| g.node.clone())

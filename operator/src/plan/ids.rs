@@ -11,18 +11,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::MAX_POLICY_ID;
 
 use crate::choice::EntryKey;
 use crate::hash::fnv1a;
-use crate::world::{Policy, World};
+use crate::world::{ExistingPlan, Policy, World};
 
 /// What has an id: a policy, by name, or one entry of its `egressGateways`.
 pub type Bearer<'a> = (&'a str, Option<EntryKey>);
 
-/// The ids. A bearer that is not there has none: its policy is refused, or there was none left.
-pub fn assign(world: &World) -> BTreeMap<Bearer<'_>, u16> {
-    let mentions = mentions(world);
+/// The ids. A bearer that is not there has none: its policy is refused, or there was none left. `mentions` are
+/// those of the world's plans.
+pub fn assign<'a>(world: &'a World, mentions: &Mentions) -> BTreeMap<Bearer<'a>, u16> {
+    let mentions = &mentions.0;
     let mut by_age: Vec<(&str, &Policy)> = world.policies.iter().map(|(n, p)| (n.as_str(), p)).collect();
     by_age.sort_by_key(|(name, policy)| (policy.created, *name));
     let bearers: Vec<(Bearer, &Policy)> = by_age
@@ -32,15 +34,15 @@ pub fn assign(world: &World) -> BTreeMap<Bearer<'_>, u16> {
 
     let mut ids = Ids::default();
     for ((name, key), policy) in &bearers {
-        let own = |id: &u16| mentions.get(id).is_none_or(|names| names.contains(name));
+        let own = |id: &u16| mentions.get(id).is_none_or(|names| names.contains_key(*name));
         let valid = |id: &u16| (1..=MAX_POLICY_ID).contains(id);
         if let Some(id) = remembered(policy, *key).filter(valid).filter(own) {
             ids.take((name, *key), id);
         }
     }
     for ((name, key), policy) in &bearers {
-        if key.is_none() {
-            let mentioned = mentions.iter().filter(|(_, names)| names.contains(name));
+        if key.is_none() && !ids.of.contains_key(&(*name, None)) {
+            let mentioned = mentions.iter().filter(|(_, names)| names.contains_key(*name));
             for (id, _) in mentioned.filter(|(id, _)| !is_an_entrys(policy, **id)) {
                 ids.take((name, None), *id);
             }
@@ -50,7 +52,7 @@ pub fn assign(world: &World) -> BTreeMap<Bearer<'_>, u16> {
         if policy.in_force().is_some() && !ids.of.contains_key(&(*name, *key)) {
             // Plans do not say which entry an id is of. The first in the order of looking is the one that was
             // given when the status was lost, or never written.
-            let again = |id: &u16| key.is_some() && mentions[id].iter().eq([name]) && !is_known(policy, *id);
+            let again = |id: &u16| key.is_some() && mentions[id].keys().eq([name]) && !is_known(policy, *id);
             let free = |id: &u16| !ids.taken.contains(id) && (!mentions.contains_key(id) || again(id));
             if let Some(id) = probe(&policy.uid, *key).find(free) {
                 ids.take((name, *key), id);
@@ -58,6 +60,61 @@ pub fn assign(world: &World) -> BTreeMap<Bearer<'_>, u16> {
         }
     }
     ids.of
+}
+
+/// The ids that plans mention, under which names, and in how many plans.
+#[derive(Debug, Default)]
+pub struct Mentions(BTreeMap<u16, BTreeMap<String, usize>>);
+
+impl Mentions {
+    /// Those of plans.
+    pub fn of<'a>(plans: impl IntoIterator<Item = &'a ExistingPlan>) -> Self {
+        let mut mentions = Self::default();
+        for plan in plans {
+            mentions.add(&plan.spec);
+        }
+        mentions
+    }
+
+    /// Puts `after` in the place of `before`. Whether an id is mentioned now under a name under which it was not,
+    /// or the other way round.
+    pub fn replace(&mut self, before: Option<&ExistingPlan>, after: Option<&ExistingPlan>) -> bool {
+        // Added first, so that what both mention never seems to be gone in between.
+        let added = after.is_some_and(|plan| self.add(&plan.spec));
+        let removed = before.is_some_and(|plan| self.remove(&plan.spec));
+        added || removed
+    }
+
+    fn add(&mut self, plan: &EgressPlanSpec) -> bool {
+        let mut new = false;
+        for policy in &plan.policies {
+            let names = self.0.entry(policy.id).or_default();
+            if let Some(plans) = names.get_mut(&policy.name) {
+                *plans += 1;
+            } else {
+                names.insert(policy.name.clone(), 1);
+                new = true;
+            }
+        }
+        new
+    }
+
+    fn remove(&mut self, plan: &EgressPlanSpec) -> bool {
+        let mut gone = false;
+        for policy in &plan.policies {
+            let Some(names) = self.0.get_mut(&policy.id) else {
+                continue;
+            };
+            match names.get_mut(&policy.name) {
+                Some(plans) if *plans > 1 => *plans -= 1,
+                _ => gone |= names.remove(&policy.name).is_some(),
+            }
+            if names.is_empty() {
+                self.0.remove(&policy.id);
+            }
+        }
+        gone
+    }
 }
 
 /// The ids given so far.
@@ -107,15 +164,6 @@ fn is_known(policy: &Policy, id: u16) -> bool {
     policy.status.id == Some(id) || is_an_entrys(policy, id)
 }
 
-/// The ids that plans mention, and under which names.
-fn mentions(world: &World) -> BTreeMap<u16, BTreeSet<&str>> {
-    let mut mentions: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
-    for policy in world.plans.values().flat_map(|p| &p.spec.policies) {
-        mentions.entry(policy.id).or_default().insert(&policy.name);
-    }
-    mentions
-}
-
 /// All ids, from a place that follows from the policy's uid and the entry's key.
 fn probe(uid: &str, key: Option<EntryKey>) -> impl Iterator<Item = u16> {
     let all = u64::from(MAX_POLICY_ID);
@@ -141,6 +189,10 @@ mod tests {
         world
     }
 
+    fn ids(world: &World) -> BTreeMap<Bearer<'_>, u16> {
+        assign(world, &Mentions::of(world.plans.values()))
+    }
+
     fn mention(world: &mut World, id: u16, name: &str) {
         let plan = world.plans.entry("n".into()).or_default();
         plan.spec.policies.push(egressnat_crds::plan::PlanPolicy {
@@ -153,7 +205,7 @@ mod tests {
 
     /// The id of a policy with a single gateway.
     fn id_of(world: &World, name: &str) -> u16 {
-        assign(world)[&(name, None)]
+        ids(world)[&(name, None)]
     }
 
     /// Policy `a` with an entry of `egressGateways` for each of these labels.
@@ -176,14 +228,14 @@ mod tests {
 
     /// The ids of the entries of policy `a`, in their order.
     fn ids_of(world: &World) -> Vec<u16> {
-        let ids = assign(world);
+        let ids = ids(world);
         let gateways = &world.policies["a"].in_force().unwrap().gateways;
         gateways.iter().map(|g| ids[&("a", g.key)]).collect()
     }
 
     /// Writes the ids of policy `a` into its status.
     fn remember(world: &mut World) {
-        let ids = assign(world);
+        let ids = ids(world);
         let ids: Vec<_> = ids.iter().map(|((_, key), id)| (*key, *id)).collect();
         let status = &mut world.policies.get_mut("a").unwrap().status;
         (status.id, status.gateways) = (None, Vec::new());
@@ -220,7 +272,7 @@ mod tests {
         let status = &mut world.policies.get_mut("a").unwrap().status;
         (status.gateways[0].id, status.gateways[1].id) = (Some(11), Some(12));
         let [first, second] = [0, 1].map(|i| status.gateways[i].key.clone());
-        let ids = assign(&world);
+        let ids = ids(&world);
         let by_key: BTreeMap<Option<String>, u16> = ids
             .into_iter()
             .map(|((_, key), id)| (key.map(|k| k.to_string()), id))
@@ -298,7 +350,7 @@ mod tests {
             policy.status.id = Some(5);
         }
         world.policies.get_mut("b").unwrap().created = testing::time(-1);
-        let ids = assign(&world);
+        let ids = ids(&world);
         assert_eq!(ids[&("b", None)], 5);
         assert_ne!(ids[&("a", None)], 5);
     }
@@ -316,7 +368,7 @@ mod tests {
     fn when_all_are_taken_a_policy_has_none() {
         let names: Vec<String> = (0..=MAX_POLICY_ID).map(|i| format!("p{i:05}")).collect();
         let world = world(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let ids = assign(&world);
+        let ids = ids(&world);
         assert_eq!(ids.len(), usize::from(MAX_POLICY_ID));
         let distinct: BTreeSet<&u16> = ids.values().collect();
         assert_eq!(distinct.len(), ids.len());

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use egressnat_crds::interval::Interval;
 use egressnat_crds::policy::LostTo;
 
-use super::InForce;
+use super::policies::InForce;
 use super::profiles::Layers;
 use crate::ranges;
 
@@ -33,12 +33,13 @@ pub struct Set {
     pub pods: usize,
 }
 
-/// What each policy loses, by its index, to each that comes first somewhere, in order of precedence.
-pub fn of_policies(sets: &Sets, policies: &[InForce<'_>]) -> BTreeMap<usize, Vec<Lost>> {
+/// What each of the policies `of` loses, by its index, to each that comes first somewhere, in order of precedence.
+pub fn of_policies(sets: &Sets, policies: &[InForce], of: &BTreeSet<usize>) -> BTreeMap<usize, Vec<Lost>> {
     let mut losses: BTreeMap<(usize, usize), (usize, BTreeSet<Interval>)> = BTreeMap::new();
-    for (set, known) in sets.iter().filter(|(set, _)| set.len() > 1) {
+    let concerned = |set: &[usize]| set.len() > 1 && set[1..].iter().any(|policy| of.contains(policy));
+    for (set, known) in sets.iter().filter(|(set, _)| concerned(set)) {
         for (first, won) in known.layers.by_layer() {
-            for loser in &set[first + 1..] {
+            for loser in set[first + 1..].iter().filter(|policy| of.contains(policy)) {
                 let lost = ranges::intersect(&policies[*loser].spec.destinations, &won);
                 if !lost.is_empty() {
                     let (pods, ranges) = losses.entry((*loser, set[first])).or_default();

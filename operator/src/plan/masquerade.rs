@@ -1,15 +1,16 @@
 //! The default local egress: what every node masquerades of its own pods' packets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Masquerade;
 use ipnet::IpNet;
 
-use super::peers::accepted;
+use super::peers::{Accepted, accepted};
 use crate::ranges;
-use crate::world::{MasqueradeConfig, World};
+use crate::world::{MasqueradeConfig, Pod};
 
 /// Destinations that no packet leaves a node for, or that no answer comes from.
 const NEVER: [&str; 5] = [
@@ -23,42 +24,9 @@ const NEVER: [&str; 5] = [
 /// Destinations on a node's own links.
 const LINK_LOCAL: [&str; 2] = ["169.254.0.0/16", "fe80::/10"];
 
-/// What is the same for all nodes, where the installation asks for a masquerade.
-#[derive(Debug)]
-pub struct Masquerading<'a> {
-    except: Vec<Interval>,
-    /// The addresses of every node's pods that have a network of their own.
-    pods: BTreeMap<&'a str, BTreeSet<IpAddr>>,
-}
-
-impl<'a> Masquerading<'a> {
-    /// Of this world, whose own ranges are `cluster`.
-    pub fn new(world: &'a World, cluster: &[Interval]) -> Option<Self> {
-        let config = world.config.masquerade.as_ref()?;
-        let mut pods: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
-        for pod in world.pods.values().filter(|p| p.eligible()) {
-            if let Some(node) = &pod.node {
-                pods.entry(node).or_default().extend(&pod.ips);
-            }
-        }
-        let except = except(config, cluster);
-        Some(Self { except, pods })
-    }
-
-    /// The masquerade of a node; none while nothing is known of its pods' addresses.
-    pub fn of_node(&self, name: &str, world: &World) -> Option<Masquerade> {
-        let nobody = BTreeSet::new();
-        let ips = self.pods.get(name).unwrap_or(&nobody);
-        let sources = accepted(world.nodes.get(name)?, ips);
-        (!sources.is_empty()).then(|| Masquerade {
-            sources,
-            except: self.except.clone(),
-        })
-    }
-}
-
-/// Destinations to which packets keep their source.
-fn except(config: &MasqueradeConfig, cluster: &[Interval]) -> Vec<Interval> {
+/// Destinations to which packets keep their source, where the installation asks for a masquerade; `cluster` are the
+/// cluster's own ranges.
+pub fn except(config: &MasqueradeConfig, cluster: &[Interval]) -> Vec<Interval> {
     let link_local = LINK_LOCAL.iter().filter(|_| !config.link_local);
     let fixed = NEVER
         .iter()
@@ -68,8 +36,21 @@ fn except(config: &MasqueradeConfig, cluster: &[Interval]) -> Vec<Interval> {
     ranges::merge(cluster.iter().copied().chain(nets))
 }
 
+/// The masquerade of a node with these pod ranges and these pods that have a network of their own; none while nothing
+/// is known of its pods' addresses.
+pub fn of_node(ranges: &Accepted, pods: &[Arc<Pod>], except: &[Interval]) -> Option<Masquerade> {
+    let ips: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect();
+    let sources = accepted(ranges, &ips);
+    (!sources.is_empty()).then(|| Masquerade {
+        sources: sources.to_vec(),
+        except: except.to_vec(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::{plan::plan, testing};
 

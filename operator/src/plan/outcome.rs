@@ -1,16 +1,18 @@
 //! What became of every policy, before any agent has said a word.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
 
-use super::gateway::{Gateway, zone_of};
-use super::ids::Bearer;
-use super::lost::{self, Lost, Sets};
-use super::select::SelectedPod;
+use super::gateway::Gateway;
+use super::lost::{self, Lost};
+use super::policies::{InForce, Slot};
+use super::share::Share;
+use super::shared::Shared;
 use super::sharing::Sharing;
-use super::{InForce, Policies, Slot, verdict};
+use super::totals::{Sum, Totals};
+use super::verdict;
 use crate::choice::EntryKey;
 use crate::condition::{Reason, Verdict};
 use crate::world::{Policy, World};
@@ -49,27 +51,32 @@ pub struct GatewayOutcome {
     pub pods: usize,
 }
 
-/// The outcome of every policy, by name.
-pub fn of_policies(
+/// The outcomes of those of the policies `names` that are there, by name.
+pub fn of_policies<'a>(
+    names: impl IntoIterator<Item = &'a str>,
     world: &World,
-    ids: &BTreeMap<Bearer<'_>, u16>,
-    in_force: &Policies<'_>,
-    sets: &Sets,
-    pods: &BTreeMap<&str, Vec<SelectedPod<'_>>>,
-    plans: &BTreeMap<String, EgressPlanSpec>,
+    shared: &Shared,
+    shares: &BTreeMap<Arc<str>, Share>,
+    totals: &Totals,
 ) -> BTreeMap<String, PolicyOutcome> {
-    let matched = matched(world, in_force, pods);
-    let sharing = Sharing::of(in_force);
-    let standings = standings(in_force, sets, &matched, &sharing, plans);
-    let outcome = |(name, policy): (&String, &Policy)| {
-        let id = ids.get(&(name.as_str(), None)).copied();
-        let outcome = match standings.get(name.as_str()) {
+    let names: BTreeSet<&str> = names.into_iter().collect();
+    let in_force = names.iter().filter_map(|name| shared.by_name.get(*name).copied());
+    let mut lost = lost::of_policies(&totals.sets, &shared.in_force.policies, &in_force.collect());
+    let outcome = |name: &str| {
+        let (name, policy) = world.policies.get_key_value(name)?;
+        let id = shared.ids.get(name).copied();
+        let outcome = match shared.by_name.get(name) {
             None => not_in_force(id, policy),
-            Some(standing) => of_policy(id, policy, standing, plans),
+            Some(index) => {
+                let matched = matched(*index, shared, totals);
+                let lost = lost.remove(index).unwrap_or_default();
+                let standing = standing(*index, &matched, lost, shared, totals);
+                of_policy(id, policy, &standing, shares)
+            }
         };
-        (name.clone(), outcome)
+        Some((name.clone(), outcome))
     };
-    world.policies.iter().map(outcome).collect()
+    names.into_iter().filter_map(outcome).collect()
 }
 
 /// The pods that use a slot.
@@ -86,48 +93,44 @@ pub struct Matched<'a> {
 /// A policy in force, for its verdicts.
 pub struct Standing<'a> {
     /// The policy.
-    pub policy: &'a InForce<'a>,
+    pub policy: &'a InForce,
     /// Its slots, and the pods that use them.
     pub slots: Vec<(&'a Slot, &'a Matched<'a>)>,
     /// What it loses to other policies.
     pub lost: Vec<Lost>,
     /// Who sends with its addresses.
-    pub sharing: &'a Sharing<'a>,
+    pub sharing: &'a Sharing,
     /// The nodes that have a part in it.
     pub nodes: BTreeSet<&'a str>,
 }
 
-/// The policies in force, by name.
-fn standings<'a>(
-    in_force: &'a Policies<'a>,
-    sets: &Sets,
+fn standing<'a>(
+    index: usize,
     matched: &'a [Matched<'a>],
-    sharing: &'a Sharing<'a>,
-    plans: &'a BTreeMap<String, EgressPlanSpec>,
-) -> BTreeMap<&'a str, Standing<'a>> {
-    let nodes = nodes_by_id(plans);
-    let mut lost = lost::of_policies(sets, &in_force.policies);
-    let standing = |(index, policy): (usize, &'a InForce<'a>)| {
-        let slots = in_force.slots[policy.slots.clone()].iter();
-        let slots: Vec<(&Slot, &Matched)> = slots.zip(&matched[policy.slots.clone()]).collect();
-        let nodes = slots.iter().filter_map(|(slot, _)| nodes.get(&slot.id));
-        let standing = Standing {
-            policy,
-            sharing,
-            nodes: nodes.flatten().copied().collect(),
-            slots,
-            lost: lost.remove(&index).unwrap_or_default(),
-        };
-        (policy.name, standing)
-    };
-    in_force.policies.iter().enumerate().map(standing).collect()
+    lost: Vec<Lost>,
+    shared: &'a Shared,
+    totals: &'a Totals,
+) -> Standing<'a> {
+    let policy = &shared.in_force.policies[index];
+    let slots = &shared.in_force.slots[policy.slots.clone()];
+    let sums = &totals.slots[policy.slots.clone()];
+    let gateways = slots.iter().filter_map(|slot| slot.resolution.gateway.as_ref());
+    let sources = sums.iter().flat_map(|sum| &sum.sources);
+    let nodes = gateways.map(|gateway| gateway.node.as_str());
+    Standing {
+        policy,
+        sharing: &shared.sharing,
+        slots: slots.iter().zip(matched).collect(),
+        lost,
+        nodes: nodes.chain(sources.map(|node| &**node)).collect(),
+    }
 }
 
 fn of_policy(
     id: Option<u16>,
     policy: &Policy,
     standing: &Standing<'_>,
-    plans: &BTreeMap<String, EgressPlanSpec>,
+    shares: &BTreeMap<Arc<str>, Share>,
 ) -> PolicyOutcome {
     let slots = standing.slots.iter();
     let matched_pods = slots.clone().map(|(_, matched)| matched.pods).sum();
@@ -137,7 +140,7 @@ fn of_policy(
         gateway_ready: verdict::gateway_ready(standing),
         gateways: slots.map(|(slot, matched)| of_gateway(slot, matched)).collect(),
         lost: standing.lost.clone(),
-        degraded: verdict::degraded(standing, plans),
+        degraded: verdict::degraded(standing, shares),
         matched_pods,
         nodes: standing.nodes.iter().map(|node| (*node).to_owned()).collect(),
     }
@@ -153,40 +156,19 @@ fn of_gateway(slot: &Slot, matched: &Matched<'_>) -> GatewayOutcome {
     }
 }
 
-/// The pods that use each slot.
-fn matched<'a>(
-    world: &World,
-    in_force: &Policies<'_>,
-    pods: &BTreeMap<&'a str, Vec<SelectedPod<'_>>>,
-) -> Vec<Matched<'a>> {
-    let mut matched = vec![Matched::default(); in_force.slots.len()];
-    for (node, pods) in pods {
-        let zone = world.nodes.get(*node).and_then(zone_of);
-        for pod in pods {
-            for slot in &pod.slots {
-                let of_slot = &mut matched[*slot];
-                of_slot.pods += 1;
-                of_slot
-                    .families
-                    .extend(pod.ips.iter().map(|ip| Family::from(*ip)));
-                let has_one = in_force.slots[*slot].resolution.gateway.is_some();
-                if has_one && in_force.gateway_of(*slot, zone).is_none() {
-                    *of_slot.far.entry(node).or_default() += 1;
-                }
-            }
-        }
-    }
-    matched
-}
-
-fn nodes_by_id(plans: &BTreeMap<String, EgressPlanSpec>) -> BTreeMap<u16, BTreeSet<&str>> {
-    let mut nodes: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
-    for (node, plan) in plans {
-        for policy in &plan.policies {
-            nodes.entry(policy.id).or_default().insert(node);
-        }
-    }
-    nodes
+/// The pods that use each slot of a policy.
+fn matched<'a>(policy: usize, shared: &Shared, totals: &'a Totals) -> Vec<Matched<'a>> {
+    let slots = shared.in_force.policies[policy].slots.clone();
+    let families = [Family::IPv4, Family::IPv6];
+    let matched = |sum: &'a Sum| Matched {
+        pods: sum.pods,
+        families: families
+            .into_iter()
+            .filter(|f| sum.ips[*f as usize] > 0)
+            .collect(),
+        far: sum.far.iter().map(|(node, pods)| (&**node, *pods)).collect(),
+    };
+    totals.slots[slots].iter().map(matched).collect()
 }
 
 fn not_in_force(id: Option<u16>, policy: &Policy) -> PolicyOutcome {

@@ -2,59 +2,70 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use egressnat_crds::plan::{Family, Peer};
+use egressnat_crds::plan::Peer;
 use ipnet::IpNet;
 
-use crate::world::{Node, World};
+use super::share::Share;
 
-/// The tunnels of the cluster.
+/// The inner source ranges that a gateway accepts from a source, sorted.
+pub type Accepted = Arc<[IpNet]>;
+
+/// The tunnels of the cluster: by gateway, then by source.
 #[derive(Debug, Default)]
-pub struct Tunnels<'a> {
-    /// By gateway, then by source: the addresses of the source's pods that use the gateway.
-    sources: BTreeMap<&'a str, BTreeMap<&'a str, BTreeSet<IpAddr>>>,
-    /// By source: the gateways that its pods use.
-    gateways: BTreeMap<&'a str, BTreeSet<&'a str>>,
-}
+pub struct Tunnels(BTreeMap<String, BTreeMap<Arc<str>, Accepted>>);
 
-impl<'a> Tunnels<'a> {
-    /// A pod of `source` with these addresses uses the gateway `gateway`.
-    pub fn add(&mut self, source: &'a str, gateway: &'a str, ips: &[IpAddr]) {
-        if source != gateway {
-            let by_source = self.sources.entry(gateway).or_default();
-            by_source.entry(source).or_default().extend(ips);
-            self.gateways.entry(source).or_default().insert(gateway);
+impl Tunnels {
+    /// The source has just these tunnels, by gateway, instead of those that it had `before`.
+    pub fn replace(
+        &mut self,
+        source: &Arc<str>,
+        before: &BTreeMap<String, Accepted>,
+        after: &BTreeMap<String, Accepted>,
+    ) {
+        for gateway in before.keys().filter(|gateway| !after.contains_key(*gateway)) {
+            if let Some(sources) = self.0.get_mut(gateway) {
+                sources.remove(source);
+                if sources.is_empty() {
+                    self.0.remove(gateway);
+                }
+            }
+        }
+        for (gateway, accepted) in after {
+            let sources = match self.0.get_mut(gateway) {
+                Some(sources) => sources,
+                None => self.0.entry(gateway.clone()).or_default(),
+            };
+            sources.insert(source.clone(), accepted.clone());
         }
     }
 
-    /// The peers of a node, by name.
-    pub fn peers(&self, node: &str, world: &World, underlay: Family) -> Vec<Peer> {
+    /// The peers of a node with this share, by name.
+    pub fn peers(&self, node: &str, share: &Share, shares: &BTreeMap<Arc<str>, Share>) -> Vec<Peer> {
         let nobody = BTreeMap::new();
-        let sources = self.sources.get(node).unwrap_or(&nobody);
-        let gateways = self.gateways.get(node).into_iter().flatten();
-        let names: BTreeSet<&str> = sources.keys().chain(gateways).copied().collect();
+        let sources = self.0.get(node).unwrap_or(&nobody);
+        let gateways = share.tunnels.keys().map(String::as_str);
+        let names: BTreeSet<&str> = sources.keys().map(|name| &**name).chain(gateways).collect();
         let peer = |name: &str| {
-            let known = world.nodes.get(name)?;
-            let ips = sources.get(name);
             Some(Peer {
                 node: name.to_owned(),
-                underlay: known.underlay(underlay)?,
-                ranges: ips.map(|ips| accepted(known, ips)).unwrap_or_default(),
+                underlay: shares.get(name)?.underlay?,
+                ranges: sources
+                    .get(name)
+                    .map(|ranges| ranges.to_vec())
+                    .unwrap_or_default(),
             })
         };
         names.into_iter().filter_map(peer).collect()
     }
 }
 
-/// The node's pod ranges where all the pods lie inside them, otherwise the pods' own addresses: some
+/// The node's pod ranges, sorted, where all the pods lie inside them, otherwise the pods' own addresses: some
 /// networks hand out pod addresses without regard to the node's ranges.
-pub(super) fn accepted(node: &Node, ips: &BTreeSet<IpAddr>) -> Vec<IpNet> {
-    let inside = |ip: &IpAddr| node.pod_cidrs.iter().any(|c| c.contains(ip));
-    let mut ranges = match ips.iter().all(inside) {
-        true => node.pod_cidrs.clone(),
+pub fn accepted(ranges: &Accepted, ips: &BTreeSet<IpAddr>) -> Accepted {
+    match ips.iter().all(|ip| ranges.iter().any(|range| range.contains(ip))) {
+        true => ranges.clone(),
         false => ips.iter().copied().map(IpNet::from).collect(),
-    };
-    ranges.sort_unstable();
-    ranges.dedup();
-    ranges
+    }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use egressnat_crds::interval::{Interval, next, previous};
 use egressnat_crds::plan::{Destination, MAX_POLICY_ID};
 
-use super::{InForce, Slot};
+use super::policies::{InForce, Slot};
 use crate::hash::fnv1a;
 use crate::ranges;
 
@@ -26,7 +26,9 @@ pub struct Layers {
 /// The destinations of all pods that use the same slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flat {
-    /// The slots that are left with a destination, as indexes in order of precedence.
+    /// The slots that the pods use, as indexes in order of precedence.
+    pub used: Vec<usize>,
+    /// Those of them that are left with a destination.
     pub slots: Vec<usize>,
     /// Their ids.
     pub ids: Vec<u16>,
@@ -36,7 +38,7 @@ pub struct Flat {
 
 impl Layers {
     /// Lays the policies at `indexes`, in order of precedence, side by side.
-    pub fn of(indexes: &[usize], policies: &[InForce<'_>]) -> Self {
+    pub fn of(indexes: &[usize], policies: &[InForce]) -> Self {
         let layers: Vec<&[Interval]> = indexes
             .iter()
             .map(|i| policies[*i].spec.destinations.as_slice())
@@ -59,6 +61,7 @@ impl Layers {
     pub fn with(&self, indexes: &[usize], slots: &[Slot]) -> Flat {
         let id = |layer: usize| slots[indexes[layer]].id;
         Flat {
+            used: indexes.to_vec(),
             slots: self.left.iter().map(|layer| indexes[*layer]).collect(),
             ids: self.left.iter().map(|layer| id(*layer)).collect(),
             destinations: self

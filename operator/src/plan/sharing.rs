@@ -9,38 +9,43 @@ use std::net::IpAddr;
 
 use egressnat_crds::ports::PortRange;
 
-use super::Policies;
+use super::policies::Policies;
 
 /// Policies that send with an address, by name, and with which of its ports: all where none are given.
-type Senders<'a> = BTreeMap<&'a str, Option<PortRange>>;
+type Senders = BTreeMap<String, Option<PortRange>>;
 
 /// Who sends with which addresses.
-#[derive(Debug, Default)]
-pub struct Sharing<'a> {
-    senders: BTreeMap<IpAddr, Senders<'a>>,
-    addresses: BTreeMap<&'a str, BTreeSet<IpAddr>>,
+#[derive(Debug, Default, PartialEq)]
+pub struct Sharing {
+    senders: BTreeMap<IpAddr, Senders>,
+    addresses: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
-impl<'a> Sharing<'a> {
+impl Sharing {
     /// Of the gateways of all policies in force, wherever they are: the outside knows no nodes.
-    pub fn of(in_force: &Policies<'a>) -> Self {
+    pub fn of(in_force: &Policies) -> Self {
         let mut sharing = Self::default();
         for slot in &in_force.slots {
             let policy = &in_force.policies[slot.policy];
             for address in slot.resolution.gateway.iter().flat_map(|g| &g.addresses) {
                 let senders = sharing.senders.entry(*address).or_default();
-                senders.insert(policy.name, policy.spec.source_ports);
-                sharing.addresses.entry(policy.name).or_default().insert(*address);
+                senders.insert(policy.name.clone(), policy.spec.source_ports);
+                let of_policy = sharing.addresses.entry(policy.name.clone()).or_default();
+                of_policy.insert(*address);
             }
         }
         sharing
     }
 
     /// The addresses that `policy` shares with others, by those others.
-    pub fn with_others(&self, policy: &str) -> BTreeMap<Vec<&'a str>, Vec<IpAddr>> {
+    pub fn with_others(&self, policy: &str) -> BTreeMap<Vec<&str>, Vec<IpAddr>> {
         let mut shared: BTreeMap<Vec<&str>, Vec<IpAddr>> = BTreeMap::new();
         for (address, senders) in self.at_addresses_of(policy) {
-            let others: Vec<&str> = senders.keys().copied().filter(|other| *other != policy).collect();
+            let others: Vec<&str> = senders
+                .keys()
+                .map(String::as_str)
+                .filter(|other| *other != policy)
+                .collect();
             if !others.is_empty() {
                 shared.entry(others).or_default().push(address);
             }
@@ -50,14 +55,14 @@ impl<'a> Sharing<'a> {
 
     /// The policies that may take some of `ports` at an address of `policy`, with all the ports that they may
     /// take.
-    pub fn at_ports(&self, policy: &str, ports: PortRange) -> Senders<'a> {
+    pub fn at_ports(&self, policy: &str, ports: PortRange) -> BTreeMap<&str, Option<PortRange>> {
         let all = self.at_addresses_of(policy).flat_map(|(_, senders)| senders);
-        let others = all.filter(|(other, _)| **other != policy);
+        let others = all.filter(|(other, _)| *other != policy);
         let overlap = others.filter(|(_, theirs)| theirs.is_none_or(|theirs| theirs.overlaps(&ports)));
-        overlap.map(|(other, theirs)| (*other, *theirs)).collect()
+        overlap.map(|(other, theirs)| (other.as_str(), *theirs)).collect()
     }
 
-    fn at_addresses_of(&self, policy: &str) -> impl Iterator<Item = (IpAddr, &Senders<'a>)> {
+    fn at_addresses_of(&self, policy: &str) -> impl Iterator<Item = (IpAddr, &Senders)> {
         let addresses = self.addresses.get(policy).into_iter().flatten();
         addresses.filter_map(|address| Some((*address, self.senders.get(address)?)))
     }

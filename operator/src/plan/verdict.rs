@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
 use egressnat_crds::policy::NoGateway;
 
-use super::Slot;
 use super::lost::Lost;
 use super::outcome::Standing;
+use super::policies::Slot;
+use super::share::Share;
 use crate::condition::{Reason, Verdict, some_of, some_of_with};
 use crate::world::{Policy, PolicySpec};
 
@@ -71,8 +72,8 @@ fn fate(no_gateway: NoGateway) -> &'static str {
     }
 }
 
-/// The resolver's verdict, and who else sends with the addresses. Where the user named no destinations, it also names a family of the pods that is
-/// captured and not served: nothing is wrong with that, but it should not surprise.
+/// The resolver's verdict, and who else sends with the addresses. Where the user named no destinations, it also names
+/// a family of the pods that is captured and not served: nothing is wrong with that, but it should not surprise.
 pub fn gateway_ready(standing: &Standing<'_>) -> Verdict {
     let mut verdict = match standing.slots.as_slice() {
         [(slot, _)] => slot.resolution.verdict.clone(),
@@ -99,7 +100,7 @@ pub fn gateway_ready(standing: &Standing<'_>) -> Verdict {
 
 /// Which other policies send with the policy's addresses.
 fn shared_addresses(standing: &Standing<'_>) -> Option<String> {
-    let shared = standing.sharing.with_others(standing.policy.name);
+    let shared = standing.sharing.with_others(&standing.policy.name);
     let sentence = |(others, addresses): (&Vec<&str>, &Vec<IpAddr>)| {
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let send = if others.len() == 1 { "sends" } else { "send" };
@@ -165,7 +166,7 @@ fn unserved(standing: &Standing<'_>, slot: &Slot) -> Vec<Family> {
 }
 
 /// Condition `Degraded`: what works only in part.
-pub fn degraded(standing: &Standing<'_>, plans: &BTreeMap<String, EgressPlanSpec>) -> Vec<(Reason, String)> {
+pub fn degraded(standing: &Standing<'_>, shares: &BTreeMap<Arc<str>, Share>) -> Vec<(Reason, String)> {
     let conflicts = standing
         .slots
         .iter()
@@ -176,7 +177,7 @@ pub fn degraded(standing: &Standing<'_>, plans: &BTreeMap<String, EgressPlanSpec
         .chain(gateway_missing(standing))
         .chain(zone_not_served(standing))
         .chain(ports_shared(standing))
-        .chain(source_without_underlay(standing, plans))
+        .chain(source_without_underlay(standing, shares))
         .collect()
 }
 
@@ -227,7 +228,7 @@ fn zone_not_served(standing: &Standing<'_>) -> Option<(Reason, String)> {
 /// The policy promises ports that others may take as well.
 fn ports_shared(standing: &Standing<'_>) -> Option<(Reason, String)> {
     let ports = standing.policy.spec.source_ports?;
-    let others = standing.sharing.at_ports(standing.policy.name, ports);
+    let others = standing.sharing.at_ports(&standing.policy.name, ports);
     let others: Vec<String> = others
         .iter()
         .map(|(other, theirs)| match theirs {
@@ -247,9 +248,9 @@ fn ports_shared(standing: &Standing<'_>) -> Option<(Reason, String)> {
 
 fn source_without_underlay(
     standing: &Standing<'_>,
-    plans: &BTreeMap<String, EgressPlanSpec>,
+    shares: &BTreeMap<Arc<str>, Share>,
 ) -> Option<(Reason, String)> {
-    let rootless = |node: &&str| plans.get(*node).is_some_and(|p| p.underlay.is_none());
+    let rootless = |node: &&str| shares.get(*node).is_some_and(|share| share.underlay.is_none());
     let rootless: Vec<&str> = standing.nodes.iter().copied().filter(rootless).collect();
     let message = format!(
         "{} have no InternalIP of the cluster's first family to tunnel from: packets of their pods {}",

@@ -3,17 +3,21 @@
 
 use std::net::IpAddr;
 
+use egressnat_crds::EgressNATPolicyStatus;
 use egressnat_crds::plan::EgressPlanStatus;
+use egressnat_crds::policy::GatewayStatus;
 use egressnat_operator::convert;
-use egressnat_operator::plan::Outcome;
+use egressnat_operator::plan::{GatewayOutcome, Outcome, PolicyOutcome};
 use egressnat_operator::store::{Change, Delta, Store};
 use egressnat_operator::world::{ExistingPlan, World};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use proptest::collection::vec;
-use proptest::prelude::*;
 use serde_json::{Value, json};
+
+mod strategies;
+
+pub use strategies::seeds;
 
 /// Destinations that contain one another, at both ends of both families.
 const CIDRS: [&str; 9] = [
@@ -113,82 +117,8 @@ enum GatewaySeed {
     Unheld,
 }
 
-prop_compose! {
-    fn node()(ready in proptest::bool::weighted(0.8), ranges in any::<bool>(), addresses in proptest::bool::weighted(0.9))
-        -> NodeSeed
-    {
-        NodeSeed { number: 0, ready, ranges, addresses }
-    }
-}
-
-prop_compose! {
-    fn pod()(
-        (node, namespace, app) in (0..4usize, 0..2usize, 0..3usize),
-        host in proptest::option::weighted(0.9, 1..5u8),
-        phase in proptest::sample::select(vec!["Running", "Running", "Running", "Pending", "Succeeded", "Failed"]),
-        host_network in proptest::bool::weighted(0.1),
-        deleting in proptest::bool::weighted(0.2),
-        created in 0..3i64,
-    ) -> PodSeed {
-        PodSeed { number: 0, node, namespace, app, host, phase, host_network, deleting, created }
-    }
-}
-
-prop_compose! {
-    fn entry()(which in 1..8u8, namespace in 0..2usize, app in 0..3usize, node in 0..4usize)
-        -> (Option<usize>, Option<usize>, Option<usize>)
-    {
-        let given = |bit: u8, value: usize| (which & bit != 0).then_some(value);
-        (given(1, namespace), given(2, app), given(4, node))
-    }
-}
-
 /// The entry of [`entry_of`] that names an IPv4 address.
 const NAMED: usize = 5;
-
-fn several() -> impl Strategy<Value = GatewaySeed> {
-    let entries = proptest::sample::subsequence((0..=NAMED).collect::<Vec<usize>>(), 1..=4);
-    let affinity = proptest::sample::select(vec!["None", "Prefer", "Require"]);
-    (entries.prop_shuffle(), affinity).prop_map(|(entries, affinity)| GatewaySeed::Several(entries, affinity))
-}
-
-prop_compose! {
-    fn policy()(
-        priority in 0..3i32,
-        created in 0..2i64,
-        entries in vec(entry(), 1..3),
-        destinations in vec(0..CIDRS.len(), 0..4),
-        exclusions in vec(0..CIDRS.len(), 0..3),
-        gateway in prop_oneof![
-            (0..4usize).prop_map(GatewaySeed::V4),
-            (0..4usize).prop_map(GatewaySeed::V6),
-            (0..4usize).prop_map(GatewaySeed::Both),
-            Just(GatewaySeed::Chosen),
-            several(),
-            several(),
-            Just(GatewaySeed::Unheld),
-        ],
-        node_ip in any::<bool>(),
-    ) -> PolicySeed {
-        PolicySeed { number: 0, priority, created, entries, destinations, exclusions, gateway, node_ip }
-    }
-}
-
-/// Random worlds.
-pub fn seeds() -> impl Strategy<Value = Seeds> {
-    (vec(node(), 1..5), vec(pod(), 0..9), vec(policy(), 0..6)).prop_map(
-        |(mut nodes, mut pods, mut policies)| {
-            nodes.iter_mut().enumerate().for_each(|(i, n)| n.number = i);
-            pods.iter_mut().enumerate().for_each(|(i, p)| p.number = i);
-            policies.iter_mut().enumerate().for_each(|(i, p)| p.number = i);
-            Seeds {
-                nodes,
-                pods,
-                policies,
-            }
-        },
-    )
-}
 
 impl Seeds {
     /// The objects, as the watches show them.
@@ -418,6 +348,36 @@ impl PolicySeed {
     }
 }
 
+/// Namespaces that lose their label, or have another's.
+pub fn namespace_changes() -> impl Iterator<Item = Change> {
+    let labels = [
+        json!({}),
+        json!({"name": namespace(0)}),
+        json!({"name": namespace(1)}),
+    ];
+    let pairs = (0..2).flat_map(move |n| labels.clone().map(|labels| (n, labels)));
+    pairs.map(|(n, labels)| {
+        let object = json!({"metadata": {"name": namespace(n), "labels": labels}});
+        Change::Namespaces(Delta::Set(namespace(n), convert::namespace(read(object))))
+    })
+}
+
+/// What of a status is read again: ids and gateways.
+pub fn status(outcome: &PolicyOutcome) -> EgressNATPolicyStatus {
+    let gateway = |made: &GatewayOutcome| GatewayStatus {
+        node: made.gateway.as_ref().map(|g| g.node.clone()).unwrap_or_default(),
+        key: made.key.map(|key| key.to_string()),
+        id: made.key.map(|_| made.id),
+        ..GatewayStatus::default()
+    };
+    EgressNATPolicyStatus {
+        id: outcome.id,
+        gateways: outcome.gateways.iter().map(gateway).collect(),
+        matched_pods: u32::try_from(outcome.matched_pods).unwrap(),
+        ..EgressNATPolicyStatus::default()
+    }
+}
+
 /// Makes the world as it is when every plan is written and every agent has done its work.
 pub fn program(world: &mut World, outcome: &Outcome) {
     world.plans = outcome
@@ -486,7 +446,8 @@ fn app(n: usize) -> String {
     format!("app-{n}")
 }
 
-fn node_name(n: usize) -> String {
+/// The name of one of four nodes.
+pub fn node_name(n: usize) -> String {
     format!("node-{n}")
 }
 
