@@ -93,12 +93,16 @@ pub struct EgressNATPolicySpec {
     #[schemars(length(max = 39))]
     #[x_kube(validation = Rule::new("isIP(self)").message("egressSourceIP must be an IPv4 or IPv6 address"))]
     pub egress_source_ip: Option<String>,
-    /// As `egressSourceIP`, for dual stack: one IPv4 and one IPv6 address, both held by the same node.
+    /// As `egressSourceIP`, for dual stack and for several addresses, up to 16 of each family. The first IPv4
+    /// address goes with the first IPv6 address, and so on; one node holds both of a pair. A pod keeps one
+    /// pair of those that are held, and pods spread evenly.
     #[serde(default, rename = "egressSourceIPs", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 2), inner(length(max = 39)))]
+    #[schemars(length(min = 1, max = 32), inner(length(max = 39)))]
     #[x_kube(
         validation = Rule::new("self.all(a, isIP(a))").message("every entry must be an IPv4 or IPv6 address"),
-        validation = Rule::new("size(self) < 2 || !isIP(self[0]) || !isIP(self[1]) || ip(self[0]).family() != ip(self[1]).family()").message("two addresses must be one of IPv4 and one of IPv6")
+        validation = Rule::new("self.all(a, !isIP(a) || self.filter(b, isIP(b) && ip(b) == ip(a)).size() == 1)").message("every address must be there once"),
+        validation = Rule::new("!self.all(a, isIP(a)) || self.filter(a, ip(a).family() == 4).size() * 2 in [0, size(self), size(self) * 2]").message("write as many IPv4 as IPv6 addresses, the first with the first and so on, or addresses of one family"),
+        validation = Rule::new("size(self) <= 16 || !self.all(a, isIP(a)) || self.exists(a, ip(a).family() != ip(self[0]).family())").message("write at most 16 addresses of each family")
     )]
     pub egress_source_ips: Vec<String>,
     /// The gateway chosen by label instead of by its address.
@@ -210,10 +214,11 @@ pub struct EgressNATPolicyStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// The policy's number in connection marks and in the tunnel header, 1 to 0x3fff. It stays for the
-    /// policy's life. With `egressGateways` each gateway has its own instead.
+    /// policy's life. With `egressGateways` and `egressSourceIPs` each gateway has its own instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u16>,
-    /// The gateway in force. With `egressGateways` there is an item for every entry, in their order.
+    /// The gateway in force. With `egressGateways` there is an item for every entry, in their order, with
+    /// `egressSourceIPs` for every pair of addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayStatus>,
     /// The addresses in force of all gateways, joined by commas, as `kubectl get` shows them.
@@ -238,11 +243,11 @@ pub struct EgressNATPolicyStatus {
     pub more_lost: u32,
 }
 
-/// A gateway in force, or an entry of `egressGateways` that waits for one.
+/// A gateway in force, or an entry of `egressGateways`, or a pair of `egressSourceIPs`, that waits for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
-    /// The gateway's node. Empty while an entry of `egressGateways` has none.
+    /// The gateway's node. Empty while an entry or a pair has none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
     /// The addresses that the outside sees, at most one of each family.
@@ -254,12 +259,11 @@ pub struct GatewayStatus {
     /// How many of the policy's pods are assigned to it, those still without an address included.
     #[serde(default)]
     pub pods: u32,
-    /// By what an entry of `egressGateways` is known again: it follows from what the entry says, wherever it
-    /// stands in the list.
+    /// By what an entry of `egressGateways`, or a pair of `egressSourceIPs`, is known again: it follows from
+    /// what it says, wherever it stands in the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The entry's number in connection marks and in the tunnel header, 1 to 0x3fff. It stays for the
-    /// entry's life.
+    /// Its number in connection marks and in the tunnel header, 1 to 0x3fff. It stays for its life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u16>,
 }

@@ -13,15 +13,16 @@ use crate::valid::{InvalidSpec, check_selector};
 /// A gateway that a policy asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayEntry {
-    /// By what an entry of `egressGateways` is known again. `None` for the gateway of any other policy, of
-    /// which there is only one.
+    /// By what an entry of `egressGateways`, or a pair of `egressSourceIPs`, is known again. `None` for the
+    /// gateway of any other policy, of which there is only one.
     pub key: Option<EntryKey>,
     /// How it is found.
     pub choice: GatewayChoice,
 }
 
-/// What an entry of `egressGateways` says, as a number: the same wherever the entry stands in the list, and
-/// whichever node it finds. It must never change for an entry that does not: all its pods would move.
+/// What an entry of `egressGateways`, or a pair of `egressSourceIPs`, says, as a number: the same wherever it
+/// stands in the list, and whichever node it finds. It must never change for one that does not: all its pods
+/// would move. A single pair has a key too: it keeps its share of the pods when another one comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryKey(u64);
 
@@ -47,7 +48,11 @@ pub enum EgressAddresses {
     OfDefaultRoute,
 }
 
-/// Parses the fields that name a policy's gateways: one, or those of `egressGateways`, in their order.
+/// How many addresses of a family `egressSourceIPs` may have.
+const MOST_PAIRS: usize = 16;
+
+/// Parses the fields that name a policy's gateways: one, or those of `egressGateways` or `egressSourceIPs`, in
+/// their order.
 pub fn parse(spec: &EgressNATPolicySpec) -> Result<Vec<GatewayEntry>, InvalidSpec> {
     if spec.zone_affinity != ZoneAffinity::None && spec.egress_gateways.is_empty() {
         return Err(InvalidSpec::ZoneAffinity);
@@ -58,13 +63,8 @@ pub fn parse(spec: &EgressNATPolicySpec) -> Result<Vec<GatewayEntry>, InvalidSpe
         &spec.egress_gateway,
         spec.egress_gateways.as_slice(),
     ) {
-        (Some(one), [], None, []) => GatewayChoice::HolderOf(parse_addresses(
-            "egressSourceIP".into(),
-            std::slice::from_ref(one),
-        )?),
-        (None, both @ [_, ..], None, []) => {
-            GatewayChoice::HolderOf(parse_addresses("egressSourceIPs".into(), both)?)
-        }
+        (Some(one), [], None, []) => GatewayChoice::HolderOf(vec![parse_address("egressSourceIP", one)?]),
+        (None, addresses @ [_, ..], None, []) => return parse_pairs("egressSourceIPs", addresses),
         (None, [], Some(gateway), []) => labelled("egressGateway", gateway)?,
         (None, [], None, several @ [_, ..]) => return parse_several(several),
         _ => return Err(InvalidSpec::GatewayFields),
@@ -90,8 +90,13 @@ impl GatewayChoice {
 }
 
 impl EntryKey {
+    /// Of a choice by address, IPv4 first.
+    fn of_addresses(addresses: &[IpAddr]) -> Self {
+        Self::of_words(words_of(addresses))
+    }
+
     /// Of a choice by label. What makes no difference to the choice makes none to its key.
-    fn of(selector: &LabelSelector, addresses: &EgressAddresses) -> Self {
+    fn of_labelled(selector: &LabelSelector, addresses: &EgressAddresses) -> Self {
         let mut words: Vec<String> = Vec::new();
         for (label, value) in &selector.match_labels {
             words.extend(["label".into(), label.clone(), value.clone()]);
@@ -109,13 +114,14 @@ impl EntryKey {
             words.extend(requirement.values);
         }
         match addresses {
-            EgressAddresses::Given(addresses) => {
-                words.push("addresses".into());
-                words.extend(addresses.iter().map(ToString::to_string));
-            }
+            EgressAddresses::Given(addresses) => words.extend(words_of(addresses)),
             EgressAddresses::OfInterface(name) => words.extend(["interface".into(), name.clone()]),
             EgressAddresses::OfDefaultRoute => words.push("default route".into()),
         }
+        Self::of_words(words)
+    }
+
+    fn of_words(words: Vec<String>) -> Self {
         // A word's length keeps it apart from the next.
         let bytes = words.into_iter().flat_map(|word| {
             (word.len() as u64)
@@ -139,6 +145,11 @@ impl fmt::Display for EntryKey {
     }
 }
 
+fn words_of(addresses: &[IpAddr]) -> Vec<String> {
+    let texts = addresses.iter().map(ToString::to_string);
+    std::iter::once("addresses".into()).chain(texts).collect()
+}
+
 fn operator_name(operator: Operator) -> &'static str {
     match operator {
         Operator::In => "In",
@@ -148,12 +159,45 @@ fn operator_name(operator: Operator) -> &'static str {
     }
 }
 
+/// The first IPv4 address with the first IPv6 address, and so on; or each alone, where all are of one family.
+fn parse_pairs(field: &'static str, texts: &[String]) -> Result<Vec<GatewayEntry>, InvalidSpec> {
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    for text in texts {
+        let value = parse_address(field, text)?;
+        if addresses.contains(&value) {
+            return Err(InvalidSpec::SameAddress { field, value });
+        }
+        addresses.push(value);
+    }
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|a| a.is_ipv4());
+    let pairs: Vec<Vec<IpAddr>> = match (v4.len(), v6.len()) {
+        (v4, v6) if v4.max(v6) > MOST_PAIRS => {
+            return Err(InvalidSpec::TooManyAddresses {
+                field,
+                most: MOST_PAIRS,
+            });
+        }
+        (_, 0) | (0, _) => addresses.into_iter().map(|a| vec![a]).collect(),
+        (fours, sixes) if fours == sixes => v4
+            .into_iter()
+            .zip(v6)
+            .map(|(four, six)| vec![four, six])
+            .collect(),
+        (v4, v6) => return Err(InvalidSpec::Unpaired { field, v4, v6 }),
+    };
+    let entry = |pair: Vec<IpAddr>| GatewayEntry {
+        key: Some(EntryKey::of_addresses(&pair)),
+        choice: GatewayChoice::HolderOf(pair),
+    };
+    Ok(pairs.into_iter().map(entry).collect())
+}
+
 fn parse_several(gateways: &[EgressGateway]) -> Result<Vec<GatewayEntry>, InvalidSpec> {
     let mut entries: Vec<GatewayEntry> = Vec::with_capacity(gateways.len());
     for (i, gateway) in gateways.iter().enumerate() {
         let choice = labelled(&format!("egressGateways[{i}]"), gateway)?;
         let key = match &choice {
-            GatewayChoice::Labelled(selector, addresses) => Some(EntryKey::of(selector, addresses)),
+            GatewayChoice::Labelled(selector, addresses) => Some(EntryKey::of_labelled(selector, addresses)),
             GatewayChoice::HolderOf(_) | GatewayChoice::Nowhere => None,
         };
         if let Some(same) = entries.iter().position(|e| e.key == key) {
@@ -189,18 +233,7 @@ fn parse_egress_addresses(field: &str, gateway: &EgressGateway) -> Result<Egress
 fn parse_addresses(field: String, texts: &[String]) -> Result<Vec<IpAddr>, InvalidSpec> {
     let mut addresses: Vec<IpAddr> = Vec::with_capacity(texts.len());
     for text in texts {
-        let Ok(address) = text.parse() else {
-            let value = text.clone();
-            return Err(InvalidSpec::Address { field, value });
-        };
-        if let Some(kind) = unusable(address) {
-            return Err(InvalidSpec::NoSource {
-                field,
-                value: address,
-                kind,
-            });
-        }
-        addresses.push(address);
+        addresses.push(parse_address(&field, text)?);
     }
     addresses.sort_unstable();
     match addresses.windows(2).find(|w| w[0].is_ipv4() == w[1].is_ipv4()) {
@@ -209,6 +242,23 @@ fn parse_addresses(field: String, texts: &[String]) -> Result<Vec<IpAddr>, Inval
             values: [w[0], w[1]],
         }),
         None => Ok(addresses),
+    }
+}
+
+fn parse_address(field: &str, text: &str) -> Result<IpAddr, InvalidSpec> {
+    let Ok(value) = text.parse() else {
+        return Err(InvalidSpec::Address {
+            field: field.to_owned(),
+            value: text.to_owned(),
+        });
+    };
+    match unusable(value) {
+        None => Ok(value),
+        Some(kind) => Err(InvalidSpec::NoSource {
+            field: field.to_owned(),
+            value,
+            kind,
+        }),
     }
 }
 
@@ -284,9 +334,69 @@ mod tests {
         assert_eq!(distinct.len(), entries.len());
     }
 
+    /// The choices of a spec, each with its key.
+    fn pairs(addresses: &str) -> Vec<(Vec<String>, EntryKey)> {
+        let entries = entries(&format!("egressSourceIPs: [{addresses}]")).unwrap();
+        let pair = |entry: GatewayEntry| {
+            let addresses = entry.choice.addresses().unwrap();
+            (
+                addresses.iter().map(ToString::to_string).collect(),
+                entry.key.unwrap(),
+            )
+        };
+        entries.into_iter().map(pair).collect()
+    }
+
+    #[test]
+    fn the_first_address_of_a_family_goes_with_the_first_of_the_other() {
+        let addresses =
+            |texts: &str| -> Vec<Vec<String>> { pairs(texts).into_iter().map(|(a, _)| a).collect() };
+        assert_eq!(addresses("192.0.2.2, 192.0.2.1"), [["192.0.2.2"], ["192.0.2.1"]]);
+        assert_eq!(addresses("'2001:db8::1'"), [["2001:db8::1"]]);
+        assert_eq!(
+            addresses("'2001:db8::1', 192.0.2.2, 192.0.2.1, '2001:db8::2'"),
+            [["192.0.2.2", "2001:db8::1"], ["192.0.2.1", "2001:db8::2"]]
+        );
+    }
+
+    #[test]
+    fn a_pair_has_the_same_key_wherever_it_stands_and_alone() {
+        let two = pairs("192.0.2.1, '2001:db8::1', 192.0.2.2, '2001:db8::2'");
+        let mut turned = pairs("'2001:db8::2', '2001:db8::1', 192.0.2.2, 192.0.2.1");
+        turned.reverse();
+        assert_eq!(two, turned);
+        assert_eq!(pairs("192.0.2.2, '2001:0db8::2'"), two[1..]);
+        let others = [
+            pairs("192.0.2.1"),
+            pairs("'2001:db8::1'"),
+            pairs("192.0.2.1, '2001:db8::2'"),
+        ];
+        assert!(others.iter().all(|other| other[0].1 != two[0].1));
+        // Written down, since pods of running clusters move when it changes.
+        assert_eq!(two[0].1.to_string(), "71c3cfc707b37d4a");
+    }
+
     #[test]
     fn what_is_wrong_names_the_entry() {
+        let seventeen: Vec<String> = (1..=17).map(|n| format!("192.0.2.{n}")).collect();
+        let seventeen = format!("egressSourceIPs: [{}]", seventeen.join(", "));
         for (gateways, says) in [
+            (
+                "egressSourceIPs: ['2001:db8::1', '2001:0db8::1']",
+                "egressSourceIPs: 2001:db8::1 is there twice: remove one",
+            ),
+            (
+                "egressSourceIPs: [192.0.2.1, '2001:db8::1', 192.0.2.2]",
+                "egressSourceIPs: 2 of IPv4 and 1 of IPv6: write as many of each",
+            ),
+            (
+                "egressSourceIPs: [192.0.2.1, 169.254.0.1]",
+                "egressSourceIPs: 169.254.0.1 is a link-local address",
+            ),
+            (
+                &seventeen,
+                "egressSourceIPs: write at most 16 addresses of each family",
+            ),
             (
                 "egressGateways: [{nodeSelector: {}}, {nodeSelector: {}, egressIP: 127.0.0.1}]",
                 "egressGateways[1].egressIP: 127.0.0.1 is a loopback address",

@@ -63,7 +63,7 @@ pub enum Reason {
     FamilyNotServed,
     /// Degraded: several Ready nodes claim the address.
     AddressConflict,
-    /// Degraded: some entries of the policy have no gateway that is ready; the pods use the others.
+    /// Degraded: some of several gateways are not there or not ready; the pods use the others.
     GatewayMissing,
     /// Degraded: pods are in zones without a gateway, and zoneAffinity is Require.
     ZoneNotServed,

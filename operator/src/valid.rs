@@ -89,6 +89,32 @@ pub enum InvalidSpec {
         /// The addresses.
         values: [IpAddr; 2],
     },
+    /// The same address twice.
+    #[error("{field}: {value} is there twice: remove one")]
+    SameAddress {
+        /// The field.
+        field: &'static str,
+        /// The address.
+        value: IpAddr,
+    },
+    /// Addresses of both families that do not make pairs.
+    #[error("{field}: {v4} of IPv4 and {v6} of IPv6: write as many of each, or addresses of one family")]
+    Unpaired {
+        /// The field.
+        field: &'static str,
+        /// How many of IPv4.
+        v4: usize,
+        /// How many of IPv6.
+        v6: usize,
+    },
+    /// More addresses than there may be.
+    #[error("{field}: write at most {most} addresses of each family")]
+    TooManyAddresses {
+        /// The field.
+        field: &'static str,
+        /// How many of each family there may be.
+        most: usize,
+    },
     /// None, or more than one, of the fields that name the gateways.
     #[error("set exactly one of egressSourceIP, egressSourceIPs, egressGateway and egressGateways")]
     GatewayFields,
@@ -278,8 +304,8 @@ mod tests {
             ]
         );
         let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
-        let holder = GatewayChoice::HolderOf(addresses.into());
-        assert_eq!(policy.gateways, [GatewayEntry::only(holder)]);
+        let choices: Vec<&GatewayChoice> = policy.gateways.iter().map(|g| &g.choice).collect();
+        assert_eq!(choices, [&GatewayChoice::HolderOf(addresses.into())]);
     }
 
     #[test]
@@ -299,7 +325,7 @@ mod tests {
                 "written as IPv6",
             ),
             (
-                format!("{{{all}, egressSourceIPs: [192.0.2.1, 192.0.2.2]}}"),
+                format!("{{{all}, egressGateway: {{nodeSelector: {{}}, egressIPs: [192.0.2.1, 192.0.2.2]}}}}"),
                 "of the same family",
             ),
             (

@@ -31,7 +31,7 @@ pub struct Choice<'a> {
     interface: Option<&'a String>,
 }
 
-/// The gateways of a spec: one, or each of `egressGateways`.
+/// The gateways of a spec: one, or each of `egressGateways`, or each pair of `egressSourceIPs`.
 pub fn choices(spec: &EgressNATPolicySpec) -> Vec<Choice<'_>> {
     let mut choices = Vec::new();
     for gateway in spec.egress_gateway.iter().chain(&spec.egress_gateways) {
@@ -42,15 +42,26 @@ pub fn choices(spec: &EgressNATPolicySpec) -> Vec<Choice<'_>> {
             interface: gateway.interface.as_ref(),
         });
     }
-    if choices.is_empty() {
-        let texts = spec.egress_source_ip.iter().chain(&spec.egress_source_ips);
-        choices.push(Choice {
-            selector: None,
-            addresses: texts.map(|t| t.parse().unwrap()).collect(),
-            interface: None,
-        });
-    }
+    let of_addresses = |addresses| Choice {
+        selector: None,
+        addresses,
+        interface: None,
+    };
+    let single = spec.egress_source_ip.iter().map(|t| vec![t.parse().unwrap()]);
+    choices.extend(single.map(of_addresses));
+    choices.extend(pairs(&spec.egress_source_ips).into_iter().map(of_addresses));
     choices
+}
+
+/// The n-th IPv4 address with the n-th IPv6 address, where there are both.
+fn pairs(texts: &[String]) -> Vec<Vec<IpAddr>> {
+    let of_family = |is_v4: bool| {
+        let all = texts.iter().map(|t| t.parse::<IpAddr>().unwrap());
+        all.filter(|a| a.is_ipv4() == is_v4).collect::<Vec<_>>()
+    };
+    let (v4, v6) = (of_family(true), of_family(false));
+    let pair = |n: usize| v4.get(n).into_iter().chain(v6.get(n)).copied().collect();
+    (0..v4.len().max(v6.len())).map(pair).collect()
 }
 
 /// The gateways that a pod of `node` may use. None where there is none for it.
@@ -76,7 +87,14 @@ pub fn gateways(world: &World, policy: &Policy, node: &Node) -> Vec<Gateway> {
 /// The node for a choice. Of several that could be, a Ready one, then the one that is it now, then the one whose name
 /// sorts first.
 fn gateway(world: &World, policy: &Policy, choice: &Choice<'_>) -> Option<Gateway> {
-    let current = policy.status.gateways.first().map(|g| &g.node);
+    // Of several, the status says by a key which one an item is of; here it has none.
+    let is_single = policy.spec.egress_source_ips.is_empty();
+    let current = policy
+        .status
+        .gateways
+        .first()
+        .filter(|_| is_single)
+        .map(|g| &g.node);
     let mut candidates = Vec::new();
     for node in &world.nodes {
         let addresses = addresses(world, choice, node);

@@ -163,7 +163,7 @@ fn cidr() -> impl Strategy<Value = String> {
 
 /// The fields that say who the gateways are.
 fn gateway() -> impl Strategy<Value = Map<String, Value>> {
-    let both = || (egress(), egress()).prop_map(|(a, b)| json!([a.v4, b.v6]));
+    let apart = || (egress(), egress()).prop_map(|(a, b)| json!([a.v4, b.v6]));
     let pair = || egress().prop_map(|a| json!([a.v4, a.v6]));
     let one = || (egress(), any::<bool>()).prop_map(|(a, v4)| if v4 { json!(a.v4) } else { json!(a.v6) });
     let further = move || {
@@ -189,7 +189,8 @@ fn gateway() -> impl Strategy<Value = Map<String, Value>> {
     prop_oneof![
         3 => one().prop_map(move |a| field("egressSourceIP", a)),
         3 => pair().prop_map(move |a| field("egressSourceIPs", a)),
-        1 => both().prop_map(move |a| field("egressSourceIPs", a)),
+        1 => apart().prop_map(move |a| field("egressSourceIPs", a)),
+        3 => addresses().prop_map(move |a| field("egressSourceIPs", json!(a))),
         4 => chosen.prop_map(move |g| field("egressGateway", g)),
         4 => (several, affinity).prop_map(move |(g, affinity)| {
             let mut fields = field("egressGateways", g);
@@ -197,6 +198,21 @@ fn gateway() -> impl Strategy<Value = Map<String, Value>> {
             fields
         }),
     ]
+}
+
+/// Several addresses: pairs, or of one family.
+fn addresses() -> impl Strategy<Value = Vec<String>> {
+    let families = select(vec![(true, false), (false, true), (true, true)]);
+    (vec(egress(), 2..=4), families).prop_map(|(all, (v4, v6))| {
+        // Each once, and both families of a node or none.
+        let all: BTreeMap<String, String> = all
+            .into_iter()
+            .map(|a| (a.v4.to_string(), a.v6.to_string()))
+            .collect();
+        let fours = all.keys().filter(|_| v4);
+        let sixes = all.values().filter(|_| v6);
+        fours.chain(sixes).cloned().collect()
+    })
 }
 
 /// An entry of `egressGateways`, and `egressGateway`.

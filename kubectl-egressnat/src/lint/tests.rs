@@ -18,6 +18,7 @@ fn what_is_right_passes() {
         "{selectors: [{podSelector: {}}], egressSourceIP: 192.0.2.1}",
         "{selectors: [{namespaceSelector: {matchLabels: {a: b}}}], egressSourceIPs: [192.0.2.1, '2001:db8::1'], sourcePorts: 20000-39999, \
           destinationCIDRs: [0.0.0.0/0, '2001:db8::/32'], excludedCIDRs: [10.0.0.0/8], priority: -7}",
+        "{selectors: [{podSelector: {}}], egressSourceIPs: [192.0.2.1, 192.0.2.2, '2001:db8::1', '2001:db8::2']}",
         "{selectors: [{nodeSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}}], \
           egressGateway: {nodeSelector: {}, interface: eth1}, noGateway: NodeIP}",
     ] {
@@ -67,6 +68,14 @@ fn each_stage_refuses_what_it_is_there_for() {
             "more than 15",
         ),
         // CEL.
+        (
+            format!("{{{all}, egressSourceIPs: ['2001:db8::1', '2001:0db8::1']}}"),
+            "spec.egressSourceIPs: every address must be there once",
+        ),
+        (
+            format!("{{{all}, egressSourceIPs: [192.0.2.1, 192.0.2.2, '2001:db8::1']}}"),
+            "spec.egressSourceIPs: write as many IPv4 as IPv6 addresses",
+        ),
         (
             format!("{{{all}, egressSourceIP: 192.0.2.1, sourcePorts: 1-70000}}"),
             "spec.sourcePorts: sourcePorts must be ports of 1 to 65535, such as 20000-39999",

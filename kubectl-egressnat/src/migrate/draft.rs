@@ -104,7 +104,7 @@ impl Draft {
             _ => self.refuse(
                 field,
                 format!("{} are several addresses of one family", addresses.join(", ")),
-                "write a policy with egressGateways by hand: an entry with nodeSelector and egressIP for each",
+                "write them as egressSourceIPs by hand, of which a pod keeps one; or drop all but one",
             ),
         }
         self.families(addresses);

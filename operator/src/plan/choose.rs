@@ -50,7 +50,8 @@ mod tests {
     use crate::plan::ids;
     use crate::plan::policies::Policies;
     use crate::testing;
-    use crate::world::World;
+    use crate::valid::ValidPolicy;
+    use crate::world::{PolicySpec, World};
 
     const PODS: usize = 4000;
 
@@ -231,6 +232,47 @@ mod tests {
             let found: Vec<&str> = shares(&used).into_keys().collect();
             assert_eq!(found, nodes, "{affinity} in {zone:?} without {failed:?}");
         }
+    }
+
+    /// The address that each of many pods uses, of a policy with these addresses. Nodes 1 to 9 hold one each.
+    fn addresses_used(numbers: &[usize]) -> Vec<Option<String>> {
+        let mut world = world(&[1], "None");
+        let addresses: Vec<String> = numbers.iter().map(|n| format!("172.18.0.{n}")).collect();
+        let spec = format!(
+            "{{selectors: [{{podSelector: {{}}}}], egressSourceIPs: [{}]}}",
+            addresses.join(", ")
+        );
+        let valid = ValidPolicy::parse(&serde_yaml_ng::from_str(&spec).unwrap()).unwrap();
+        world.policies.get_mut("p").unwrap().spec = PolicySpec::Valid(valid);
+        used(&world, None)
+    }
+
+    #[test]
+    fn an_address_that_is_added_moves_its_share_only_also_to_a_single_one() {
+        for n in 1..=8usize {
+            let before: Vec<usize> = (1..=n).collect();
+            let after: Vec<usize> = (1..=n + 1).rev().collect();
+            let (before, after) = (addresses_used(&before), addresses_used(&after));
+            let moved = moved(&before, &after);
+            let new = format!("node-{}", n + 1);
+            assert!(
+                moved.iter().all(|(_, to)| *to == new),
+                "all that move go to {new}"
+            );
+            let (share, even) = (moved.len() as f64 / PODS as f64, 1.0 / (n + 1) as f64);
+            println!("to {n} addresses one more: moved {share:.3}, even share {even:.3}");
+            assert!(
+                (share - even).abs() < 0.03,
+                "{new} moved {share:.3}; its even share is {even:.3}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_that_no_node_holds_is_passed_over() {
+        let held = addresses_used(&[1, 2, 3]);
+        let with_another = addresses_used(&[1, 77, 2, 3]);
+        assert_eq!(held, with_another);
     }
 
     #[test]

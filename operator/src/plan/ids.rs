@@ -1,7 +1,7 @@
 //! Policy ids: the number that a packet carries in its connection mark and in the tunnel header.
 //!
-//! An id stays for the policy's life; where a policy has several gateways (`egressGateways`), each entry has
-//! its own id, which stays for the entry's life. It is read back from the policy's status and, where that was
+//! An id stays for the policy's life; where a policy may have several gateways (`egressGateways`,
+//! `egressSourceIPs`), each entry has its own id, which stays for the entry's life. It is read back from the policy's status and, where that was
 //! lost, from the plans that mention it. An id that a plan mentions under another name is never given away:
 //! some node still sends with it, and its packets would leave with the new policy's address.
 //!
@@ -18,7 +18,7 @@ use crate::choice::EntryKey;
 use crate::hash::fnv1a;
 use crate::world::{ExistingPlan, Policy, World};
 
-/// What has an id: a policy, by name, or one entry of its `egressGateways`.
+/// What has an id: a policy, by name, or one of its gateways, where it may have several.
 pub type Bearer<'a> = (&'a str, Option<EntryKey>);
 
 /// The ids. A bearer that is not there has none: its policy is refused, or there was none left. `mentions` are
@@ -154,7 +154,7 @@ fn remembered(policy: &Policy, key: Option<EntryKey>) -> Option<u16> {
     }
 }
 
-/// Whether the policy's status has this id for an entry of `egressGateways`.
+/// Whether the policy's status has this id for one of several gateways.
 fn is_an_entrys(policy: &Policy, id: u16) -> bool {
     policy.status.gateways.iter().any(|g| g.id == Some(id))
 }

@@ -6,8 +6,9 @@
 //! a node's plan is a function of its own pods ([`share`]) and, where it is a gateway, of sums over all nodes
 //! ([`totals`]). [`Planner`] keeps these three up with a changing world.
 //!
-//! A policy with several gateways is several policies to the nodes: each entry of `egressGateways` is a
-//! [`Slot`] with an id of its own, and each pod uses one of them ([`choose`]). Agents do not know more.
+//! A policy with several gateways is several policies to the nodes: each entry of `egressGateways`, and each
+//! pair of `egressSourceIPs`, is a [`policies::Slot`] with an id of its own, and each pod uses one of them
+//! ([`choose`]). Agents do not know more.
 
 pub mod choose;
 pub mod cluster;

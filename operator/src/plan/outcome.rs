@@ -41,7 +41,7 @@ pub struct PolicyOutcome {
 /// What became of a gateway that a policy asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatewayOutcome {
-    /// Which entry of `egressGateways` it is.
+    /// Which of the policy's gateways it is, where there may be several.
     pub key: Option<EntryKey>,
     /// Its id.
     pub id: u16,

@@ -29,7 +29,7 @@ pub struct Slot {
     pub policy: usize,
     /// Its id.
     pub id: u16,
-    /// Which entry of `egressGateways` it is.
+    /// Which of the policy's gateways it is, where there may be several.
     pub key: Option<EntryKey>,
     /// The gateway.
     pub resolution: Resolution,

@@ -11,6 +11,7 @@ use super::lost::Lost;
 use super::outcome::Standing;
 use super::policies::Slot;
 use super::share::Share;
+use crate::choice::GatewayChoice;
 use crate::condition::{Reason, Verdict, some_of, some_of_with};
 use crate::world::{Policy, PolicySpec};
 
@@ -77,14 +78,14 @@ fn fate(no_gateway: NoGateway) -> &'static str {
 pub fn gateway_ready(standing: &Standing<'_>) -> Verdict {
     let mut verdict = match standing.slots.as_slice() {
         [(slot, _)] => slot.resolution.verdict.clone(),
-        several => of_several(several.iter().map(|(slot, _)| *slot)),
+        _ => of_several(standing),
     };
     let surprise = standing.slots.iter().find_map(|(slot, matched)| {
         let unserved = unserved(standing, slot);
         let family = unserved
             .into_iter()
             .find(|family| matched.families.contains(family))?;
-        Some((family, at_one_of_several(slot)))
+        Some((family, at_one_of_several(standing, slot)))
     });
     if let (None, Some((family, at))) = (&standing.policy.spec.named_families, surprise) {
         let fate = fate(standing.policy.spec.no_gateway);
@@ -114,14 +115,11 @@ fn shared_addresses(standing: &Standing<'_>) -> Option<String> {
     (!sentences.is_empty()).then(|| join(&sentences))
 }
 
-/// One verdict for all entries of `egressGateways`: what one of them can do, the policy can. Those that cannot
-/// are named first.
-fn of_several<'a>(slots: impl Iterator<Item = &'a Slot>) -> Verdict {
-    let verdicts: Vec<(usize, &Verdict)> = slots.map(|slot| &slot.resolution.verdict).enumerate().collect();
+/// One verdict for all gateways: what one of them can do, the policy can. Those that cannot are named first.
+fn of_several(standing: &Standing<'_>) -> Verdict {
+    let verdicts: Vec<(usize, &Verdict)> = verdicts(standing).enumerate().collect();
     let (ready, others): (Vec<_>, Vec<_>) = verdicts.iter().partition(|(_, v)| v.holds);
-    let others = others
-        .iter()
-        .map(|(i, v)| format!("egressGateways[{i}]: {}", v.message));
+    let others = others.iter().map(|(i, v)| says(standing, *i, v));
     let reason = match ready.first() {
         Some(_) => Reason::GatewayReady,
         // One that is not Ready may well work, and so says more than one that is not there.
@@ -131,8 +129,8 @@ fn of_several<'a>(slots: impl Iterator<Item = &'a Slot>) -> Verdict {
             .min_by_key(|reason| *reason != Reason::GatewayNotReady)
             .unwrap_or(Reason::NoGatewayNode),
     };
-    let says = ready.iter().map(|(_, v)| v.message.clone());
-    let details: Vec<String> = others.chain(says).collect();
+    let ways = ready.iter().map(|(_, v)| v.message.clone());
+    let details: Vec<String> = others.chain(ways).collect();
     Verdict {
         holds: !ready.is_empty(),
         reason,
@@ -145,10 +143,30 @@ fn of_several<'a>(slots: impl Iterator<Item = &'a Slot>) -> Verdict {
     }
 }
 
+/// The verdicts on the policy's gateways, in the order of the spec.
+fn verdicts<'a>(standing: &'a Standing<'_>) -> impl Iterator<Item = &'a Verdict> + Clone {
+    standing.slots.iter().map(|(slot, _)| &slot.resolution.verdict)
+}
+
+/// What is said of one of several gateways. A pair of `egressSourceIPs` is named by its addresses, which the
+/// message has.
+fn says(standing: &Standing<'_>, index: usize, verdict: &Verdict) -> String {
+    match standing
+        .policy
+        .spec
+        .gateways
+        .get(index)
+        .map(|entry| &entry.choice)
+    {
+        Some(GatewayChoice::Labelled(..)) => format!("egressGateways[{index}]: {}", verdict.message),
+        Some(GatewayChoice::HolderOf(_) | GatewayChoice::Nowhere) | None => verdict.message.clone(),
+    }
+}
+
 /// The node of a gateway, where the policy has others.
-fn at_one_of_several(slot: &Slot) -> String {
-    match (&slot.key, &slot.resolution.gateway) {
-        (Some(_), Some(gateway)) => format!(" at {}", gateway.node),
+fn at_one_of_several(standing: &Standing<'_>, slot: &Slot) -> String {
+    match (standing.slots.len(), &slot.resolution.gateway) {
+        (2.., Some(gateway)) => format!(" at {}", gateway.node),
         _ => String::new(),
     }
 }
@@ -199,12 +217,9 @@ fn family_not_served(standing: &Standing<'_>) -> Option<(Reason, String)> {
 
 /// Some of several gateways are not there. If none is, condition `GatewayReady` says so.
 fn gateway_missing(standing: &Standing<'_>) -> Option<(Reason, String)> {
-    let verdicts = standing.slots.iter().map(|(slot, _)| &slot.resolution.verdict);
-    let missing = verdicts.clone().enumerate().filter(|(_, v)| !v.holds);
-    let missing: Vec<String> = missing
-        .map(|(i, v)| format!("egressGateways[{i}]: {}", v.message))
-        .collect();
-    let some = !missing.is_empty() && verdicts.into_iter().any(|v| v.holds);
+    let missing = verdicts(standing).enumerate().filter(|(_, v)| !v.holds);
+    let missing: Vec<String> = missing.map(|(i, v)| says(standing, i, v)).collect();
+    let some = !missing.is_empty() && verdicts(standing).any(|v| v.holds);
     let message = || format!("{}; pods use the gateways that are ready", join(&missing));
     some.then(|| (Reason::GatewayMissing, message()))
 }

@@ -2,8 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{NOT_ADDRESSES, ONE_ADDRESS, Refused, TWO_OF_A_FAMILY};
+use super::{NOT_ADDRESSES, ONE_ADDRESS, Refused};
 
+const THERE_TWICE: &str = "every address must be there once";
+const NO_PAIRS: &str = "write as many IPv4 as IPv6 addresses, the first with the first and so on, or addresses of \
+                        one family";
+const TOO_MANY: &str = "write at most 16 addresses of each family";
 const NOT_PORTS: &str = "sourcePorts must be ports of 1 to 65535, such as 20000-39999";
 const PORTS_TURNED: &str = "write the lower port first, as in 20000-39999";
 
@@ -12,11 +16,25 @@ pub fn accepted() -> Vec<Value> {
         json!({"egressSourceIP": "2001:db8::a", "destinationCIDRs": ["192.0.2.0/24", "2001:db8::/32"]}),
         json!({"egressSourceIP": null, "egressSourceIPs": ["192.0.2.10"]}),
         json!({"egressSourceIP": null, "egressSourceIPs": ["2001:db8::a", "192.0.2.10"]}),
+        json!({"egressSourceIP": null, "egressSourceIPs": ["192.0.2.10", "192.0.2.11", "192.0.2.12"]}),
+        json!({"egressSourceIP": null, "egressSourceIPs": fours(16)}),
+        json!({"egressSourceIP": null, "egressSourceIPs": sixes(16)}),
+        json!({"egressSourceIP": null, "egressSourceIPs": ([fours(16), sixes(16)].concat())}),
         json!({"sourcePorts": "20000-39999"}),
         json!({"sourcePorts": "1-65535"}),
         json!({"sourcePorts": "443"}),
         json!({"sourcePorts": "443-443"}),
     ]
+}
+
+/// So many IPv4 addresses.
+fn fours(count: usize) -> Vec<String> {
+    (1..=count).map(|n| format!("192.0.2.{n}")).collect()
+}
+
+/// So many IPv6 addresses.
+fn sixes(count: usize) -> Vec<String> {
+    (1..=count).map(|n| format!("2001:db8::{n}")).collect()
 }
 
 pub fn refused() -> Vec<Refused> {
@@ -40,7 +58,7 @@ pub fn refused() -> Vec<Refused> {
 }
 
 fn refused_addresses() -> Vec<Refused> {
-    let two = |ips: Value| json!({"egressSourceIP": null, "egressSourceIPs": ips});
+    let several = |ips: Value| json!({"egressSourceIP": null, "egressSourceIPs": ips});
     vec![
         (json!({"egressSourceIP": null}), "spec", ONE_ADDRESS),
         (json!({"egressSourceIPs": ["192.0.2.10"]}), "spec", ONE_ADDRESS),
@@ -55,14 +73,31 @@ fn refused_addresses() -> Vec<Refused> {
             "egressSourceIP must be an IPv4 or IPv6 address",
         ),
         (
-            two(json!(["192.0.2.10", "x"])),
+            several(json!(["192.0.2.10", "x"])),
             "spec.egressSourceIPs",
             NOT_ADDRESSES,
         ),
         (
-            two(json!(["192.0.2.10", "192.0.2.11"])),
+            several(json!(["192.0.2.10", "192.0.2.10"])),
             "spec.egressSourceIPs",
-            TWO_OF_A_FAMILY,
+            THERE_TWICE,
         ),
+        (
+            several(json!(["192.0.2.10", "2001:db8::a", "192.0.2.11", "2001:0db8::a"])),
+            "spec.egressSourceIPs",
+            THERE_TWICE,
+        ),
+        (
+            several(json!(["192.0.2.10", "192.0.2.11", "2001:db8::a"])),
+            "spec.egressSourceIPs",
+            NO_PAIRS,
+        ),
+        (
+            several(json!(["192.0.2.10", "2001:db8::a", "2001:db8::b"])),
+            "spec.egressSourceIPs",
+            NO_PAIRS,
+        ),
+        (several(json!(fours(17))), "spec.egressSourceIPs", TOO_MANY),
+        (several(json!(sixes(17))), "spec.egressSourceIPs", TOO_MANY),
     ]
 }

@@ -73,6 +73,11 @@ pub fn refused() -> Vec<Refused> {
             "may not be more than 15 bytes",
         ),
         (
+            json!({"egressSourceIP": null, "egressSourceIPs": []}),
+            "spec.egressSourceIPs",
+            "should have at least 1 items",
+        ),
+        (
             json!({"sourcePorts": 443}),
             "spec.sourcePorts",
             "must be of type string: \"integer\"",

@@ -103,14 +103,23 @@ pub struct PolicySeed {
     destinations: Vec<usize>,
     exclusions: Vec<usize>,
     gateway: GatewaySeed,
+    ports: Option<&'static str>,
     node_ip: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Families {
+    V4,
+    V6,
+    Both,
 }
 
 #[derive(Clone, Debug)]
 enum GatewaySeed {
     V4(usize),
     V6(usize),
-    Both(usize),
+    /// A pair of addresses of each of these nodes, or one of each, if they are not of both families.
+    Pairs(Vec<usize>, Families),
     Chosen,
     /// By entries of [`entry_of`], and by how zones matter.
     Several(Vec<usize>, &'static str),
@@ -176,18 +185,22 @@ impl Seeds {
             GatewaySeed::Several(entries, _) if entries.contains(&NAMED) => {
                 included.iter().any(|c| c.addr().is_ipv4())
             }
-            GatewaySeed::V4(_) | GatewaySeed::Unheld => included.iter().any(|c| c.addr().is_ipv4()),
-            GatewaySeed::V6(_) => included.iter().any(|c| c.addr().is_ipv6()),
-            GatewaySeed::Both(_) | GatewaySeed::Chosen | GatewaySeed::Several(..) => true,
+            GatewaySeed::V4(_) | GatewaySeed::Unheld | GatewaySeed::Pairs(_, Families::V4) => {
+                included.iter().any(|c| c.addr().is_ipv4())
+            }
+            GatewaySeed::V6(_) | GatewaySeed::Pairs(_, Families::V6) => {
+                included.iter().any(|c| c.addr().is_ipv6())
+            }
+            GatewaySeed::Pairs(_, Families::Both) | GatewaySeed::Chosen | GatewaySeed::Several(..) => true,
         };
         left && (included.is_empty() || served)
     }
 
-    /// The same, with the entries of `egressGateways` in another order.
+    /// The same, with the entries of `egressGateways` and the pairs of `egressSourceIPs` in another order.
     pub fn with_gateways_reversed(&self) -> Self {
         let mut seeds = self.clone();
         for policy in &mut seeds.policies {
-            if let GatewaySeed::Several(entries, _) = &mut policy.gateway {
+            if let GatewaySeed::Several(entries, _) | GatewaySeed::Pairs(entries, _) = &mut policy.gateway {
                 entries.reverse();
             }
         }
@@ -324,7 +337,15 @@ impl PolicySeed {
         let (field, value) = match &self.gateway {
             GatewaySeed::V4(n) => ("egressSourceIP", json!(v4_of(*n))),
             GatewaySeed::V6(n) => ("egressSourceIP", json!(v6_of(*n))),
-            GatewaySeed::Both(n) => ("egressSourceIPs", json!([v4_of(*n), v6_of(*n)])),
+            GatewaySeed::Pairs(nodes, families) => {
+                let (v4, v6) = (nodes.iter().map(|n| v4_of(*n)), nodes.iter().map(|n| v6_of(*n)));
+                let addresses: Vec<String> = match families {
+                    Families::V4 => v4.collect(),
+                    Families::V6 => v6.collect(),
+                    Families::Both => v4.chain(v6).collect(),
+                };
+                ("egressSourceIPs", json!(addresses))
+            }
             GatewaySeed::Several(entries, affinity) => {
                 spec["zoneAffinity"] = json!(affinity);
                 let entries: Vec<Value> = entries.iter().map(|n| entry_of(*n)).collect();
@@ -334,6 +355,9 @@ impl PolicySeed {
             GatewaySeed::Unheld => ("egressSourceIP", json!("192.0.2.99")),
         };
         spec[field] = value;
+        if let Some(ports) = self.ports {
+            spec["sourcePorts"] = json!(ports);
+        }
         json!({
             "apiVersion": "egressnat.io/v1alpha1",
             "kind": "EgressNATPolicy",

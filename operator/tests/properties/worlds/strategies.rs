@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{CIDRS, GatewaySeed, NAMED, NodeSeed, PodSeed, PolicySeed, Seeds};
+use super::{CIDRS, Families, GatewaySeed, NAMED, NodeSeed, PodSeed, PolicySeed, Seeds};
 
 prop_compose! {
     fn node()(ready in proptest::bool::weighted(0.8), ranges in any::<bool>(), addresses in proptest::bool::weighted(0.9))
@@ -41,6 +41,12 @@ fn several() -> impl Strategy<Value = GatewaySeed> {
     (entries.prop_shuffle(), affinity).prop_map(|(entries, affinity)| GatewaySeed::Several(entries, affinity))
 }
 
+fn pairs() -> impl Strategy<Value = GatewaySeed> {
+    let nodes = proptest::sample::subsequence((0..=4).collect::<Vec<usize>>(), 1..=4).prop_shuffle();
+    let families = proptest::sample::select(vec![Families::V4, Families::V6, Families::Both]);
+    (nodes, families).prop_map(|(nodes, families)| GatewaySeed::Pairs(nodes, families))
+}
+
 prop_compose! {
     fn policy()(
         priority in 0..3i32,
@@ -51,15 +57,17 @@ prop_compose! {
         gateway in prop_oneof![
             (0..4usize).prop_map(GatewaySeed::V4),
             (0..4usize).prop_map(GatewaySeed::V6),
-            (0..4usize).prop_map(GatewaySeed::Both),
+            pairs(),
+            pairs(),
             Just(GatewaySeed::Chosen),
             several(),
             several(),
             Just(GatewaySeed::Unheld),
         ],
+        ports in proptest::option::of(proptest::sample::select(vec!["20000-29999", "25000-39999"])),
         node_ip in any::<bool>(),
     ) -> PolicySeed {
-        PolicySeed { number: 0, priority, created, entries, destinations, exclusions, gateway, node_ip }
+        PolicySeed { number: 0, priority, created, entries, destinations, exclusions, gateway, ports, node_ip }
     }
 }
 
