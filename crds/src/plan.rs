@@ -228,6 +228,38 @@ pub struct EgressPlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>")]
     pub missing_addresses: Vec<IpAddr>,
+    /// Policies of this gateway that had no source port left for a destination within the last minute: further
+    /// connections to it are dropped. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub exhausted_ports: Vec<ExhaustedPorts>,
+}
+
+/// Source ports that are all taken towards one destination.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExhaustedPorts {
+    /// The policy's name.
+    pub policy: String,
+    /// The source address that the ports belong to.
+    #[schemars(with = "String")]
+    pub address: IpAddr,
+    /// The ports that the policy gives, as `FIRST-LAST`.
+    #[schemars(with = "String")]
+    pub source_ports: PortRange,
+    /// The number of the IP protocol; each has ports of its own.
+    pub protocol: u8,
+    /// The destination.
+    #[schemars(with = "String")]
+    pub destination: IpAddr,
+    /// The destination's port, where the protocol has ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl ExhaustedPorts {
+    /// How many of them a status names.
+    pub const MAX: usize = 16;
 }
 
 /// A network interface of the node with its global addresses.

@@ -12,6 +12,8 @@ pub mod compile;
 pub mod diff;
 #[cfg(feature = "kernel")]
 pub mod error;
+#[cfg(feature = "kernel")]
+pub mod exhaustion;
 pub mod facts;
 #[cfg(feature = "kernel")]
 pub mod kernel;

@@ -138,7 +138,7 @@ pub fn ports_chain(id: u16) -> String {
     format!("ports_{id}")
 }
 
-/// Why a packet was dropped: one named nft counter each, and a label of the agent's metric.
+/// Why a packet was dropped: a label of the agent's metric, and a named nft counter where a rule drops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Drop {
     /// A selected pod's packet whose policy has no gateway.
@@ -159,11 +159,14 @@ pub enum Drop {
     Stale,
     /// Out of the tunnel, a reply to no connection of a policy's.
     StrayReply,
+    /// A policy's packet at its gateway, for whose connection no source port is left. Conntrack drops it, after the
+    /// last rule: it has no nft counter, and is counted by conntrack's statistics.
+    PortsExhausted,
 }
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Drop; 9] = [
+    pub const ALL: [Drop; 10] = [
         Drop::NoGateway,
         Drop::NoAddress,
         Drop::Unplaced,
@@ -173,9 +176,17 @@ impl Drop {
         Drop::UnknownId,
         Drop::Stale,
         Drop::StrayReply,
+        Drop::PortsExhausted,
     ];
 
-    /// Name of the nft counter.
+    /// Those for which there is a rule.
+    pub fn by_rule() -> impl Iterator<Item = Self> {
+        Self::ALL
+            .into_iter()
+            .filter(|reason| *reason != Self::PortsExhausted)
+    }
+
+    /// Name of the nft counter, and of the metric's label with `drop_` before it.
     pub fn counter(self) -> &'static str {
         match self {
             Self::NoGateway => "drop_no_gateway",
@@ -187,6 +198,7 @@ impl Drop {
             Self::UnknownId => "drop_unknown_id",
             Self::Stale => "drop_stale",
             Self::StrayReply => "drop_stray_reply",
+            Self::PortsExhausted => "drop_ports_exhausted",
         }
     }
 }

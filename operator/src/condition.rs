@@ -69,6 +69,8 @@ pub enum Reason {
     ZoneNotServed,
     /// Degraded: another policy may send with the same address and some of the same ports.
     PortsShared,
+    /// Degraded: all of the policy's source ports are taken towards a destination; more connections are dropped.
+    PortsExhausted,
     /// Degraded: nodes with selected pods have no internal address to tunnel from.
     SourceWithoutUnderlay,
 }

@@ -51,6 +51,7 @@ pub mod difference;
 pub mod election;
 pub mod error;
 pub mod events;
+mod exhausted;
 pub mod hash;
 pub mod health;
 pub mod http;

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::condition::{ConditionType, Reason, Verdict, some_of};
+use crate::exhausted;
 use crate::plan::{GatewayOutcome, Outcome, PolicyOutcome, lost};
 use crate::world::{ExistingPlan, Policy, World};
 
@@ -36,7 +37,8 @@ pub fn due(world: &World, outcome: &Outcome, now: Timestamp) -> BTreeMap<String,
     let mut due = BTreeMap::new();
     for (name, policy) in &world.policies {
         if let Some(made) = outcome.policies.get(name) {
-            let status = status(policy, made, &progress, world, now);
+            let exhausted = exhausted::message(name, made, world);
+            let status = status(policy, made, &progress, world, exhausted, now);
             if status != policy.status {
                 due.insert(name.clone(), status);
             }
@@ -64,6 +66,7 @@ fn status(
     outcome: &PolicyOutcome,
     progress: &BTreeMap<&str, Progress>,
     world: &World,
+    exhausted: Option<String>,
     now: Timestamp,
 ) -> EgressNATPolicyStatus {
     let missing = missing_addresses(outcome, world);
@@ -73,11 +76,12 @@ fn status(
         .filter_map(|node| Some((node.as_str(), progress.get(node.as_str())?)))
         .collect();
     let programmed = nodes.iter().filter(|(_, p)| **p == Progress::Programmed).count();
+    let degraded = degraded_verdict(outcome, &missing, exhausted);
     let verdict = |of: ConditionType| match of {
         ConditionType::Accepted => outcome.accepted.clone(),
         ConditionType::GatewayReady => outcome.gateway_ready.clone(),
         ConditionType::Programmed => programmed_verdict(outcome, &nodes, programmed, &missing),
-        ConditionType::Degraded => degraded_verdict(outcome, &missing),
+        ConditionType::Degraded => degraded.clone(),
     };
     let condition = |of| condition(of, verdict(of), policy, now);
     let gateways: Vec<_> = outcome.gateways.iter().filter_map(gateway_status).collect();
@@ -194,11 +198,12 @@ fn programmed_verdict(
     )
 }
 
-fn degraded_verdict(outcome: &PolicyOutcome, missing: &Missing<'_>) -> Verdict {
+fn degraded_verdict(outcome: &PolicyOutcome, missing: &Missing<'_>, exhausted: Option<String>) -> Verdict {
     let mut reasons = outcome.degraded.clone();
     if !missing.is_empty() {
         reasons.push((Reason::AddressMissing, missing_message(missing)));
     }
+    reasons.extend(exhausted.map(|message| (Reason::PortsExhausted, message)));
     match reasons.first() {
         None => Verdict::no(Reason::AsSpecified, ""),
         Some((reason, _)) => {
@@ -226,6 +231,8 @@ fn count(n: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use egressnat_crds::plan::ExhaustedPorts;
+
     use super::*;
     use crate::plan::plan;
     use crate::testing;
@@ -292,6 +299,33 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
             .unwrap();
         assert_eq!(condition.observed_generation, Some(3));
         (&condition.status, &condition.reason)
+    }
+
+    #[test]
+    fn a_gateway_without_ports_degrades_the_policy_that_lacks_them() {
+        let mut world = world(&[("gateway", 2, "True", &[]), ("source", 2, "True", &[])]);
+        let mut lacks = |policy: &str| {
+            let exhausted = ExhaustedPorts {
+                policy: policy.into(),
+                address: "172.18.0.1".parse().unwrap(),
+                source_ports: "20000-20999".parse().unwrap(),
+                protocol: 6,
+                destination: "192.0.2.9".parse().unwrap(),
+                port: Some(443),
+            };
+            world.plans.get_mut("gateway").unwrap().status.exhausted_ports = vec![exhausted];
+            status_of(&world)
+        };
+        let status = lacks("policy");
+        assert_eq!(says(&status, ConditionType::Degraded), ("True", "PortsExhausted"));
+        assert_eq!(
+            status.conditions.last().unwrap().message,
+            "gateway has no source port of 20000-20999 left on 172.18.0.1 for TCP to 192.0.2.9 port 443: further \
+             connections there are dropped; widen sourcePorts, or use egressGateways with more addresses"
+        );
+        assert_eq!(says(&status, ConditionType::Programmed), ("True", "Programmed"));
+        let status = lacks("another");
+        assert_eq!(says(&status, ConditionType::Degraded), ("False", "AsSpecified"));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use etherparse::{NetHeaders, PacketHeaders, TcpHeader, TcpOptionElement, TransportHeader};
+use etherparse::{
+    Icmpv4Type, Icmpv6Type, NetHeaders, PacketHeaders, TcpHeader, TcpOptionElement, TransportHeader,
+};
 
 use super::vxlan::{self, Tunnelled};
 
@@ -35,10 +37,20 @@ pub enum Transport {
     },
     /// A UDP datagram: source and destination port.
     Udp(u16, u16),
-    /// ICMP or ICMPv6: the type.
-    Icmp(u8),
-    /// A fragment, or a protocol that no test sends.
-    Other,
+    /// ICMP or ICMPv6.
+    Icmp {
+        /// The type.
+        kind: u8,
+        /// The identifier, of an echo.
+        id: Option<u16>,
+    },
+    /// A fragment, or a protocol that is not taken apart.
+    Other {
+        /// The number of the IP protocol.
+        protocol: u8,
+        /// What follows the IP headers.
+        payload: Vec<u8>,
+    },
 }
 
 impl Packet {
@@ -46,7 +58,7 @@ impl Packet {
     #[must_use]
     pub fn parse(interface: &str, frame: &[u8]) -> Option<Self> {
         let headers = PacketHeaders::from_ethernet_slice(frame).ok()?;
-        let (source, destination) = match headers.net? {
+        let (source, destination) = match headers.net.as_ref()? {
             NetHeaders::Ipv4(header, _) => (IpAddr::from(header.source), IpAddr::from(header.destination)),
             NetHeaders::Ipv6(header, _) => (IpAddr::from(header.source), IpAddr::from(header.destination)),
             NetHeaders::Arp(_) => return None,
@@ -58,9 +70,24 @@ impl Packet {
                 mss: mss(&tcp),
             },
             Some(TransportHeader::Udp(udp)) => Transport::Udp(udp.source_port, udp.destination_port),
-            Some(TransportHeader::Icmpv4(icmp)) => Transport::Icmp(icmp.to_bytes()[0]),
-            Some(TransportHeader::Icmpv6(icmp)) => Transport::Icmp(icmp.icmp_type.type_u8()),
-            Some(TransportHeader::Igmp(_)) | None => Transport::Other,
+            Some(TransportHeader::Icmpv4(icmp)) => Transport::Icmp {
+                kind: icmp.to_bytes()[0],
+                id: match icmp.icmp_type {
+                    Icmpv4Type::EchoRequest(echo) | Icmpv4Type::EchoReply(echo) => Some(echo.id),
+                    _ => None,
+                },
+            },
+            Some(TransportHeader::Icmpv6(icmp)) => Transport::Icmp {
+                kind: icmp.icmp_type.type_u8(),
+                id: match icmp.icmp_type {
+                    Icmpv6Type::EchoRequest(echo) | Icmpv6Type::EchoReply(echo) => Some(echo.id),
+                    _ => None,
+                },
+            },
+            Some(TransportHeader::Igmp(_)) | None => Transport::Other {
+                protocol: protocol(headers.net.as_ref()?)?,
+                payload: headers.payload.slice().to_vec(),
+            },
         };
         let tunnelled = match transport {
             Transport::Udp(..) => vxlan::parse(interface, headers.payload.slice()).map(Box::new),
@@ -85,7 +112,26 @@ impl Packet {
     #[must_use]
     pub fn is_ping(&self) -> bool {
         let request = if self.source.is_ipv4() { 8 } else { 128 };
-        self.transport == Transport::Icmp(request)
+        matches!(self.transport, Transport::Icmp { kind, .. } if kind == request)
+    }
+
+    /// Its source port, or echo identifier.
+    #[must_use]
+    pub fn source_port(&self) -> Option<u16> {
+        match self.transport {
+            Transport::Tcp { ports: (from, _), .. } | Transport::Udp(from, _) => Some(from),
+            Transport::Icmp { id, .. } => id,
+            Transport::Other { .. } => None,
+        }
+    }
+}
+
+/// The number of the protocol after the IP headers.
+fn protocol(net: &NetHeaders) -> Option<u8> {
+    match net {
+        NetHeaders::Ipv4(header, extensions) => Some(extensions.next_header(header.protocol).ok()?.0),
+        NetHeaders::Ipv6(header, extensions) => Some(extensions.next_header(header.next_header).ok()?.0),
+        NetHeaders::Arp(_) => None,
     }
 }
 

@@ -85,7 +85,11 @@ impl Agent {
 
     /// Every counter: packets and octets.
     pub fn counters(&self) -> BTreeMap<String, (u64, u64)> {
-        self.call(|_, datapath| datapath.counters())
+        self.call(|runtime, datapath| {
+            let looked = runtime.block_on(datapath.look_at_ports());
+            looked.expect("failed to look at the ports");
+            datapath.counters()
+        })
     }
 
     /// Ends it.

@@ -16,6 +16,7 @@ mod connections;
 mod exits;
 mod lifecycle;
 mod no_gateway;
+mod ports;
 mod scale;
 mod transitions;
 mod tunnel_input;

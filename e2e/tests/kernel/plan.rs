@@ -8,6 +8,7 @@ use egressnat_crds::{
     interval::Interval,
     plan::{Destination, GatewayRole, Peer, PlanPod, PlanPolicy, Profile, SourceRole},
     policy::NoGateway,
+    ports::PortRange,
 };
 use egressnat_e2e::topology::{API_SERVER, Dual, Family, Node, PODS, Pod, SERVICES, Topology};
 use ipnet::IpNet;
@@ -22,6 +23,7 @@ pub struct Policy {
     destinations: Vec<IpNet>,
     gateway: Option<String>,
     addresses: Vec<IpAddr>,
+    source_ports: Option<PortRange>,
     no_gateway: NoGateway,
     pods: BTreeSet<String>,
 }
@@ -34,6 +36,7 @@ impl Policy {
             destinations: Vec::new(),
             gateway: None,
             addresses: Vec::new(),
+            source_ports: None,
             no_gateway: NoGateway::Drop,
             pods: BTreeSet::new(),
         }
@@ -57,6 +60,12 @@ impl Policy {
     pub fn via_only(mut self, gateway: &Node, addresses: &[IpAddr]) -> Self {
         self.gateway = Some(gateway.name.into());
         self.addresses = addresses.to_vec();
+        self
+    }
+
+    /// Leaves with these ports alone.
+    pub fn ports(mut self, ports: &str) -> Self {
+        self.source_ports = Some(ports.parse().expect("a range of ports"));
         self
     }
 
@@ -182,7 +191,7 @@ fn part(policy: &Policy, node: &Node, own: &[(&Pod, Vec<&Policy>)]) -> Option<Pl
     let is_gateway = policy.gateway.as_deref() == Some(node.name);
     let gateway = is_gateway.then(|| GatewayRole {
         addresses: policy.addresses.clone(),
-        source_ports: None,
+        source_ports: policy.source_ports,
     });
     (source.is_some() || gateway.is_some()).then(|| PlanPolicy {
         id: policy.id,

@@ -38,7 +38,7 @@ const SENT: usize = 8;
 fn assert_seen_with_own_address(tap: &mut Tap, pod: &Pod, expected: usize) {
     let own = |tap: &mut Tap| {
         let is_own = |source: &IpAddr| pod.address.both().contains(source);
-        tap.count(|packet| is_own(&packet.source) && packet.transport != Transport::Other)
+        tap.count(|packet| is_own(&packet.source) && !matches!(packet.transport, Transport::Other { .. }))
     };
     let seen = egressnat_e2e::wait::until("the pod's packets", std::time::Duration::from_secs(5), || {
         let seen = own(tap).map_err(|error| error.to_string())?;

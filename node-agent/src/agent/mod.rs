@@ -32,6 +32,9 @@ use report::Reporter;
 /// How often the kernel is read in full and compared, whether or not anything was noticed.
 const RECHECK: Duration = Duration::from_secs(60);
 
+/// How often conntrack is asked whether it has refused connections, where a policy gives some ports alone.
+const LOOK_AT_PORTS: Duration = Duration::from_secs(5);
+
 /// Between tries after a failure: doubled each time, up to the limit.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_LIMIT: Duration = Duration::from_secs(30);
@@ -107,6 +110,8 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
         let mut recheck = interval(RECHECK);
         recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK_AT_PORTS);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry;
             tokio::select! {
@@ -121,10 +126,16 @@ impl Agent {
                 }
                 _ = recheck.tick() => self.datapath.distrust(),
                 () = until(retry) => self.datapath.distrust(),
+                _ = look.tick() => if !self.look_at_ports().await {
+                    continue;
+                },
                 Some(answer) = self.questions.recv() => {
+                    let news = self.look_at_ports().await;
                     // A scrape that has given up needs no answer.
                     let _ = answer.send(self.datapath.counters());
-                    continue;
+                    if !news {
+                        continue;
+                    }
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -133,6 +144,16 @@ impl Agent {
         }
         info!("stopping; the datapath stays in place");
         Ok(())
+    }
+
+    /// Whether the plan's status has something new to say of ports.
+    async fn look_at_ports(&mut self) -> bool {
+        let looked = self.datapath.look_at_ports().await;
+        looked.unwrap_or_else(|error| {
+            warn!(%error, "failed to see whether ports are lacking");
+            self.metrics.error(error.category());
+            false
+        })
     }
 
     /// Brings the kernel in step with what is known of the plan, and reports.

@@ -102,6 +102,10 @@ fn next_status(
             Ok(report) => report.missing.iter().copied().collect(),
             Err(_) => before.missing_addresses.clone(),
         },
+        exhausted_ports: match result {
+            Ok(report) => report.exhausted.clone(),
+            Err(_) => before.exhausted_ports.clone(),
+        },
     }
 }
 

@@ -21,7 +21,7 @@ const HEADERS: [u32; 2] = [40, 60];
 impl Context<'_> {
     /// The whole table.
     pub(super) fn ruleset(&self) -> Result<Ruleset, CompileError> {
-        let counters = Drop::ALL.iter().map(|d| d.counter().to_string()).collect();
+        let counters = Drop::by_rule().map(|d| d.counter().to_string()).collect();
         let mut table = Ruleset {
             counters,
             ..Ruleset::default()

@@ -1,15 +1,17 @@
 //! The kernel brought in step with a plan.
 
 mod pods;
+mod ports;
 mod reverse_path;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
-use egressnat_crds::plan::{Family, NodeInterface};
+use egressnat_crds::plan::{ExhaustedPorts, Family, NodeInterface};
 
 use self::pods::Basis;
+use self::ports::Ports;
 use super::metrics::Counters;
 use crate::cli::Cli;
 use crate::compile;
@@ -24,7 +26,7 @@ use crate::kernel::observe_facts::{interfaces, observe_facts};
 use crate::kernel::rtnl::{Monitor, Observed, Rtnl};
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{Desired, Net, Ruleset};
-use crate::owned::{CT_MARK_MASK, Numbers, ct_mark};
+use crate::owned::{CT_MARK_MASK, Drop, Numbers, ct_mark};
 
 /// Up to how many sources and policies are asked for one by one; above, conntrack is listed whole, once.
 const ONE_BY_ONE: usize = 16;
@@ -44,6 +46,8 @@ pub struct Report {
     pub missing: BTreeSet<IpAddr>,
     /// Links of egress addresses, by name, that have no next hop.
     pub stranded: BTreeSet<(String, Family)>,
+    /// Policies without a source port left for some destination.
+    pub exhausted: Vec<ExhaustedPorts>,
     /// What hinders some traffic without keeping us from our work.
     pub warnings: Vec<Clash>,
 }
@@ -66,6 +70,7 @@ pub struct Datapath {
     /// writing the table and judging.
     judge_all: bool,
     interfaces: Vec<NodeInterface>,
+    ports: Ports,
 }
 
 /// The kernel's state, read once and kept in step with what we write.
@@ -96,6 +101,7 @@ impl Datapath {
             unjudged: Concerned::default(),
             judge_all: true,
             interfaces: Vec::new(),
+            ports: Ports::default(),
         })
     }
 
@@ -113,9 +119,13 @@ impl Datapath {
         self.verify = true;
     }
 
-    /// The named counters of the table; none where they cannot be read.
+    /// The named counters of the table, and what conntrack dropped for want of ports as of the last look; none of the
+    /// table's where they cannot be read.
     pub fn counters(&mut self) -> Counters {
-        self.nft.counters().unwrap_or_default()
+        let mut counters = self.nft.counters().unwrap_or_default();
+        let of_conntrack = (self.ports.dropped(), 0);
+        counters.insert(Drop::PortsExhausted.counter().into(), of_conntrack);
+        counters
     }
 
     /// The node's interfaces and addresses, as of the last try.
@@ -151,6 +161,8 @@ impl Datapath {
             }
             known.basis = Some(Basis::new(plan, facts, &desired));
         }
+        self.set_ports(plan).await?;
+        report.exhausted = self.ports.lacking();
         report.changed = report.nft_steps + report.net_steps + report.flows > 0;
         (report.missing, report.stranded) = known.lacking();
         report.warnings = known.warnings.clone();

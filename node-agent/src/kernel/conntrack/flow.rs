@@ -30,6 +30,8 @@ pub(super) mod cta {
     pub const PROTO_ICMPV6_ID: u16 = 7;
     pub const PROTO_ICMPV6_TYPE: u16 = 8;
     pub const PROTO_ICMPV6_CODE: u16 = 9;
+
+    pub const STATS_INSERT_FAILED: u16 = 9;
 }
 
 const IPPROTO_GRE: u8 = 47;
@@ -199,7 +201,7 @@ fn number(kind: u16, number: u16) -> DefaultNla {
 }
 
 /// The value of an attribute of known length.
-fn octets<const N: usize>(attribute: &DefaultNla) -> Option<[u8; N]> {
+pub(super) fn octets<const N: usize>(attribute: &DefaultNla) -> Option<[u8; N]> {
     let mut octets = [0; N];
     (attribute.value_len() == N).then(|| {
         attribute.emit_value(&mut octets);

@@ -13,9 +13,12 @@ use nix::errno::Errno;
 
 pub use flow::{Flow, Layer4, Tuple};
 
-use self::flow::cta;
+use self::flow::{cta, octets};
 use self::wire::{Request, Wire};
 use super::netlink::NetlinkError;
+
+/// `linux/netfilter/nfnetlink_conntrack.h`.
+const IPCTNL_MSG_CT_GET_STATS_CPU: u8 = 4;
 
 /// Entries deleted before the answers are read. Each may be answered with an error, for which there has
 /// to be room.
@@ -145,6 +148,34 @@ impl Conntrack {
         let request = filter.request(ConntrackMessageType::Get);
         let exchanged = self.wire.exchange(vec![request], NLM_F_DUMP, look).await;
         exchanged.and(outcome).map_err(ConntrackError::Read)
+    }
+
+    /// How many new connections could not be entered since the namespace was made, on all CPUs: their packets were
+    /// dropped. That is so where the other side already knows their source, that is where no port was left for it
+    /// (`__nf_conntrack_confirm`), or, rarely, where two packets opened the same connection at the same time.
+    pub async fn refused(&mut self) -> Result<u64, ConntrackError> {
+        let mut refused = 0;
+        let mut outcome = Ok(());
+        let look = |answer| match answer {
+            Ok(ConntrackMessage::Other { attributes, .. }) => {
+                let count = attributes.iter().find(|a| a.kind() == cta::STATS_INSERT_FAILED);
+                refused += count
+                    .and_then(octets)
+                    .map_or(0, |n| u64::from(u32::from_be_bytes(n)));
+            }
+            Ok(_) => {}
+            Err(refusal) => outcome = Err(refusal),
+        };
+        let request = Request {
+            family: NetfilterProtoFamily::Unspec,
+            message: ConntrackMessage::Other {
+                message_type: IPCTNL_MSG_CT_GET_STATS_CPU,
+                attributes: Vec::new(),
+            },
+        };
+        let exchanged = self.wire.exchange(vec![request], NLM_F_DUMP, look).await;
+        exchanged.and(outcome).map_err(ConntrackError::Read)?;
+        Ok(refused)
     }
 
     /// The entries that `filter` takes and `wanted` says yes to.
