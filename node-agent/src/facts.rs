@@ -1,8 +1,10 @@
 //! What compiling needs to know of the node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
+use egressnat_crds::plan::Family;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,28 @@ pub struct Facts {
     /// The numbers under which exits, by the link's index, are in use.
     #[serde(default)]
     pub exit_numbers: BTreeMap<u32, u8>,
+    /// Who else translates the sources that the plan has masqueraded: one for each family at most.
+    #[serde(default)]
+    pub masqueraders: Vec<Masquerader>,
+}
+
+/// Another program's chain, in which packets of this node's pods get another source.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Masquerader {
+    /// The packets' family.
+    pub family: Family,
+    /// The chain's table, with its family: `ip nat`.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+}
+
+impl fmt::Display for Masquerader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, table, chain } = self;
+        write!(f, "{family:?} by chain {chain} of table {table}")
+    }
 }
 
 /// A link by which packets leave because their address is there: the main table alone would send them by another.

@@ -32,6 +32,12 @@ pub const RP_FILTER: &str = "rp_filter";
 /// Name of the map from a policy's id to the chain that translates to some ports alone, [`ports_chain`].
 pub const PORTS: &str = "ports";
 
+/// Names of the sets of what is masqueraded, each followed by the digit of its family: the sources, and the
+/// destinations to which they keep their address.
+pub const MASQUERADE_SOURCES: &str = "masquerade";
+/// See [`MASQUERADE_SOURCES`].
+pub const MASQUERADE_EXCEPT: &str = "masquerade_except";
+
 /// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
 pub const OVERHEAD_V4: u32 = 50;
 

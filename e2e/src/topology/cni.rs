@@ -12,6 +12,8 @@ pub enum Cni {
     },
     /// `snat to` the node's address, as AWS's does: old connections keep their translation whatever changes.
     PlainSnat,
+    /// Not at all: they leave with their own.
+    Nothing,
 }
 
 impl Cni {
@@ -20,6 +22,7 @@ impl Cni {
         let priority = match self {
             Self::Masquerade { priority } => priority,
             Self::PlainSnat => 100,
+            Self::Nothing => return String::new(),
         };
         let rules: String = FAMILIES.iter().map(|family| self.rule(*family, node)).collect();
         format!(
@@ -35,7 +38,7 @@ impl Cni {
         let (pods, services) = (PODS[index], SERVICES[index]);
         let translation = match self {
             Self::Masquerade { .. } => "masquerade".to_owned(),
-            Self::PlainSnat => format!("snat {ip} to {}", node.address.of(family)),
+            Self::PlainSnat | Self::Nothing => format!("snat {ip} to {}", node.address.of(family)),
         };
         format!("{ip} saddr {pods} {ip} daddr != {{ {pods}, {services} }} {translation}\n")
     }

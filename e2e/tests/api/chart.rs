@@ -1,7 +1,7 @@
 //! The chart under other values than its own: what it renders, what it refuses, what the API server and its
 //! pod security admission say of it.
 
-use egressnat_e2e::command;
+use egressnat_e2e::{command, site::Site};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::{Namespace, Pod, PodTemplateSpec, ServiceAccount},
@@ -133,6 +133,27 @@ fn the_masquerade_is_off_until_it_is_asked_for() {
     );
     assert!(!on.contains("--masquerade-link-local"), "{on}");
     render(&["masquerade.enabled=yes"]).unwrap_err();
+}
+
+#[test]
+fn the_documented_masquerade_is_one_that_the_chart_takes() {
+    let page = std::fs::read_to_string(Site::root().join("docs/masquerade.md")).unwrap();
+    let example = page
+        .split("```yaml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
+    let example: Value = serde_yaml_ng::from_str(example.unwrap()).unwrap();
+    let values = format!("masquerade={}", example["masquerade"]);
+    let mut template = helm();
+    template.args(["template", RELEASE, &chart(), "--set-json", &values]);
+    let rendered = command::output(&mut template).unwrap();
+    for flag in [
+        "--masquerade\n",
+        "--non-masquerade-cidr=10.0.0.0/8\n",
+        "--non-masquerade-cidr=fd00::/8\n",
+    ] {
+        assert!(rendered.contains(flag), "no {flag:?}");
+    }
 }
 
 #[test]

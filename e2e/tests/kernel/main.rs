@@ -15,6 +15,8 @@ mod coexistence;
 mod connections;
 mod exits;
 mod lifecycle;
+mod masquerade;
+mod masquerade_refused;
 mod no_gateway;
 mod ports;
 mod scale;

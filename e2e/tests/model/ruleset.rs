@@ -156,6 +156,8 @@ impl Table<'_> {
                     packet.snat = Some(*address);
                     return Some((Verdict::Accept, counter));
                 }
+                // These worlds' installations ask for none.
+                Statement::Masquerade => return None,
                 other if !self.matches(other, packet) => return None,
                 other => act(other, packet),
             }

@@ -53,6 +53,7 @@ pub struct Metrics {
     steps: Counter,
     flows: Counter,
     dropped: Family<Reason, Gauge>,
+    left_to_others: Gauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -80,6 +81,7 @@ impl Metrics {
             steps: Counter::default(),
             flows: Counter::default(),
             dropped: Family::default(),
+            left_to_others: Gauge::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         (metrics, asked)
@@ -125,6 +127,11 @@ impl Metrics {
             "Packets dropped by reason, since the table was made",
             self.dropped.clone(),
         );
+        r.register(
+            "masquerade_left_to_others",
+            "IP families whose masquerade is left out because another program's rules do it",
+            self.left_to_others.clone(),
+        );
         r
     }
 
@@ -152,6 +159,7 @@ impl Metrics {
                 self.pods.set(plan.map_or(0, |p| count(p.pods.len())));
                 self.steps.inc_by((report.nft_steps + report.net_steps) as u64);
                 self.flows.inc_by(report.flows as u64);
+                self.left_to_others.set(count(report.left_to.len()));
             }
             Err(error) => self.error(error.category()),
         }

@@ -203,6 +203,13 @@ fn log_report(generation: Option<i64>, report: &Report) {
     for warning in &report.warnings {
         warn!(generation, category = warning.category(), "{warning}");
     }
+    for by in &report.left_to {
+        warn!(
+            generation,
+            category = "CniMasquerades",
+            "pods are masqueraded already: {by}; ours is left out"
+        );
+    }
     if report.changed {
         info!(
             generation,

@@ -40,13 +40,7 @@ impl Reporter {
             Some((of, status)) if *of == uid => status.clone(),
             _ => plan.status.clone().unwrap_or_default(),
         };
-        let status = next_status(
-            &before,
-            plan.metadata.generation,
-            interfaces,
-            result,
-            Timestamp::now(),
-        );
+        let status = next_status(&before, plan, interfaces, result, Timestamp::now());
         if status == before && self.written.is_some() {
             return Ok(());
         }
@@ -69,26 +63,38 @@ impl Reporter {
 /// The status after a try. Where it failed, the kernel still holds the generation that it held before.
 fn next_status(
     before: &EgressPlanStatus,
-    generation: Option<i64>,
+    plan: &EgressPlan,
     interfaces: Vec<NodeInterface>,
     result: &Result<Report, AgentError>,
     now: Timestamp,
 ) -> EgressPlanStatus {
+    let generation = plan.metadata.generation;
     let (status, reason, message) = match result {
         Ok(report) => programmed(report),
         Err(error) => ("False", error.category(), error.to_string()),
     };
-    let old = before.conditions.iter().find(|c| c.type_ == "Ready");
-    let since = old
-        .filter(|c| c.status == status)
-        .map_or(Time(now), |c| c.last_transition_time.clone());
-    let condition = Condition {
-        type_: "Ready".into(),
-        status: status.into(),
-        reason: reason.into(),
-        message,
-        observed_generation: generation,
-        last_transition_time: since,
+    let condition = |type_: &str, (status, reason, message): (&str, &str, String)| {
+        let old = before.conditions.iter().find(|c| c.type_ == type_);
+        let since = old
+            .filter(|c| c.status == status)
+            .map_or(Time(now), |c| c.last_transition_time.clone());
+        Condition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: reason.into(),
+            message,
+            observed_generation: generation,
+            last_transition_time: since,
+        }
+    };
+    let ready = condition("Ready", (status, reason, message));
+    let masquerade = match result {
+        Ok(report) => masqueraded(plan, report).map(|verdict| condition("Masquerade", verdict)),
+        Err(_) => before
+            .conditions
+            .iter()
+            .find(|c| c.type_ == "Masquerade")
+            .cloned(),
     };
     EgressPlanStatus {
         observed_generation: if result.is_ok() {
@@ -96,7 +102,7 @@ fn next_status(
         } else {
             before.observed_generation
         },
-        conditions: vec![condition],
+        conditions: masquerade.into_iter().chain([ready]).collect(),
         interfaces,
         missing_addresses: match result {
             Ok(report) => report.missing.iter().copied().collect(),
@@ -130,12 +136,30 @@ fn programmed(report: &Report) -> (&'static str, &'static str, String) {
     ("True", "Programmed", message)
 }
 
+/// Condition `Masquerade` of a plan that asks for one: status, reason and message.
+fn masqueraded(plan: &EgressPlan, report: &Report) -> Option<(&'static str, &'static str, String)> {
+    plan.spec.masquerade.as_ref()?;
+    if report.left_to.is_empty() {
+        let message = "pods' packets that no policy captures leave with this node's address";
+        return Some(("True", "Programmed", message.into()));
+    }
+    let by: Vec<String> = report.left_to.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "left out, since this node's pods are masqueraded already: {}. To have it done here, switch it off there \
+         (a CNI's ipMasq or natOutgoing, ip-masq-agent); or set masquerade.enabled=false",
+        by.join(", ")
+    );
+    Some(("False", "CniMasquerades", message))
+}
+
 #[cfg(test)]
 mod tests {
-    use egressnat_crds::plan::Family;
+    use egressnat_crds::EgressPlanSpec;
+    use egressnat_crds::plan::{Family, Masquerade};
 
     use super::*;
     use crate::compile::CompileError;
+    use crate::facts::Masquerader;
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(seconds).unwrap()
@@ -147,7 +171,63 @@ mod tests {
         result: &Result<Report, AgentError>,
         seconds: i64,
     ) -> EgressPlanStatus {
-        next_status(before, Some(generation), vec![], result, at(seconds))
+        next_status(before, &plan(generation, None), vec![], result, at(seconds))
+    }
+
+    fn plan(generation: i64, masquerade: Option<Masquerade>) -> EgressPlan {
+        let spec = EgressPlanSpec {
+            masquerade,
+            ..EgressPlanSpec::default()
+        };
+        let mut plan = EgressPlan::new("node", spec);
+        plan.metadata.generation = Some(generation);
+        plan
+    }
+
+    #[test]
+    fn who_masquerades_instead_is_named_and_all_else_is_ready() {
+        let plan = plan(1, Some(Masquerade::default()));
+        let status = |before: &EgressPlanStatus, left_to: &[Masquerader], seconds| {
+            let report = Report {
+                left_to: left_to.to_vec(),
+                ..Report::default()
+            };
+            next_status(before, &plan, vec![], &Ok(report), at(seconds))
+        };
+        let by = Masquerader {
+            family: Family::IPv4,
+            table: "ip nat".into(),
+            chain: "FLANNEL-POSTRTG".into(),
+        };
+        let ours = status(&EgressPlanStatus::default(), &[], 10);
+        let [masquerade, ready] = ours.conditions.as_slice() else {
+            panic!("{:?}", ours.conditions)
+        };
+        assert_eq!(
+            (masquerade.type_.as_str(), masquerade.status.as_str()),
+            ("Masquerade", "True")
+        );
+        assert_eq!((ready.type_.as_str(), ready.status.as_str()), ("Ready", "True"));
+        let theirs = status(&ours, &[by], 20);
+        let [masquerade, ready] = theirs.conditions.as_slice() else {
+            panic!("{:?}", theirs.conditions)
+        };
+        assert_eq!(
+            (masquerade.status.as_str(), masquerade.reason.as_str()),
+            ("False", "CniMasquerades")
+        );
+        assert_eq!(masquerade.last_transition_time, Time(at(20)));
+        assert_eq!(
+            (ready.status.as_str(), &ready.last_transition_time),
+            ("True", &Time(at(10)))
+        );
+        assert!(
+            masquerade
+                .message
+                .contains("IPv4 by chain FLANNEL-POSTRTG of table ip nat"),
+            "{}",
+            masquerade.message
+        );
     }
 
     #[test]

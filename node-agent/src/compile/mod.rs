@@ -11,10 +11,12 @@
 //! forward -> captured          the id goes on the wire, MSS fits the tunnel, no other door
 //! postrouting -> keep_source   into the tunnel with the pod's address
 //!             -> egress        out with the policy's address
+//!             -> default_egress out with the node's, where no policy captures and the plan asks for it
 //! ```
 
 mod exits;
 mod gateway;
+mod masquerade;
 mod net;
 mod numbering;
 mod shared;
@@ -76,7 +78,7 @@ pub fn compile(
     numbers: &Numbers,
 ) -> Result<Desired, CompileError> {
     let context = Context::new(plan, node, facts, numbers)?;
-    let ruleset = (!plan.policies.is_empty() || !plan.peers.is_empty())
+    let ruleset = (context.has_part() || context.masquerades())
         .then(|| context.ruleset())
         .transpose()?;
     Ok(Desired {
@@ -85,6 +87,7 @@ pub fn compile(
         loose: context.loose(),
         missing: context.missing(),
         stranded: context.stranded(),
+        left_to: context.left_to(),
     })
 }
 
@@ -178,6 +181,11 @@ impl<'a> Context<'a> {
             gateways,
             exits,
         })
+    }
+
+    /// Whether any policy concerns this node.
+    fn has_part(&self) -> bool {
+        !self.plan.policies.is_empty() || !self.plan.peers.is_empty()
     }
 
     /// Egress addresses that this node should hold and does not.

@@ -19,8 +19,18 @@ const NAT: i32 = 50;
 const HEADERS: [u32; 2] = [40, 60];
 
 impl Context<'_> {
-    /// The whole table.
+    /// The whole table. Where no policy concerns the node, its packets meet the masquerade alone.
     pub(super) fn ruleset(&self) -> Result<Ruleset, CompileError> {
+        let mut table = match self.has_part() {
+            true => self.policies()?,
+            false => Ruleset::default(),
+        };
+        self.postrouting(&mut table);
+        self.masquerade(&mut table);
+        Ok(table)
+    }
+
+    fn policies(&self) -> Result<Ruleset, CompileError> {
         let counters = Drop::by_rule().map(|d| d.counter().to_string()).collect();
         let mut table = Ruleset {
             counters,
@@ -28,7 +38,7 @@ impl Context<'_> {
         };
         self.base_chains(&mut table);
         self.forward(&mut table);
-        self.postrouting(&mut table);
+        self.egress(&mut table);
         self.source(&mut table)?;
         if let Some((tunnel, _)) = &self.tunnel {
             self.tunnel_port(&mut table, tunnel);
@@ -118,12 +128,17 @@ impl Context<'_> {
                 FAMILIES.map(|f| rule([Statement::SnatToSaddr(f)])).into(),
             );
         }
-        rules.push(rule([has_id(), goto("egress")]));
+        rules.extend(self.has_part().then(|| rule([has_id(), goto("egress")])));
+        rules.extend(self.default_egress());
         table.base("postrouting", ChainKind::Nat, Hook::Postrouting, NAT, rules);
+    }
+
+    /// Out by this node: with the policy's address, or as any other pod.
+    fn egress(&self, table: &mut Ruleset) {
         let mut egress = Vec::new();
         for family in FAMILIES {
             let as_node = Statement::In(id_key(), format!("as_node{}", digit(family)));
-            egress.push(rule([Statement::NfProto(family), as_node, accept()]));
+            egress.push(rule([Statement::NfProto(family), as_node, self.as_any_other()]));
         }
         egress.extend(self.by_ports());
         for family in FAMILIES {

@@ -284,7 +284,7 @@ fn is_everything(range: &Interval) -> bool {
 }
 
 /// The same addresses as disjoint intervals that do not touch, in order.
-fn merge(ranges: impl Iterator<Item = Interval>) -> Vec<Interval> {
+pub(super) fn merge(ranges: impl Iterator<Item = Interval>) -> Vec<Interval> {
     let mut sorted: Vec<Interval> = ranges.collect();
     sorted.sort();
     let mut merged: Vec<Interval> = Vec::new();

@@ -14,7 +14,7 @@ use super::side_by_side;
 use super::translation::{self, Translation, translations};
 use crate::compile::never_captured;
 use crate::model::{Data, ElementKey, Rule, Ruleset, Verdict};
-use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT};
+use crate::owned::{CT_MARK_MASK, CT_MARK_SHIFT, MASQUERADE_EXCEPT, MASQUERADE_SOURCES};
 
 type Elements = BTreeMap<ElementKey, Data>;
 
@@ -28,12 +28,22 @@ pub struct Concerned {
     /// Policies that may still translate some connections as they did, with what they translate to now: those
     /// that have something else go.
     pub translations: BTreeMap<u16, Translation>,
+    /// Sources that are masqueraded from now on, or to more destinations: those of their connections go that have
+    /// kept their address and that nobody has answered. One that was answered has its way back, and goes on; so does
+    /// one that is not masqueraded any more, with the node's address.
+    pub masqueraded: BTreeSet<Interval>,
 }
 
 impl Concerned {
     /// Whether no connection can be concerned.
     pub fn is_empty(&self) -> bool {
-        self.sources.is_empty() && self.ids.is_empty() && self.translations.is_empty()
+        let Self {
+            sources,
+            ids,
+            translations,
+            masqueraded,
+        } = self;
+        sources.is_empty() && ids.is_empty() && translations.is_empty() && masqueraded.is_empty()
     }
 
     /// Adds what another change concerns.
@@ -42,16 +52,23 @@ impl Concerned {
             sources,
             ids,
             translations,
+            masqueraded,
         } = other;
         self.sources.extend(sources);
         self.ids.extend(ids);
         self.translations.extend(translations);
+        self.masqueraded.extend(masqueraded);
     }
 
     /// Whether a policy's connection is translated as the policy does not.
     pub fn mistranslated(&self, ct_mark: u32, address: IpAddr, port: Option<u16>) -> bool {
         let translation = id_of(&ElementKey::Mark(ct_mark)).and_then(|id| self.translations.get(&id));
         translation.is_some_and(|t| !t.allows(address, port))
+    }
+
+    /// Whether an unanswered connection of this source, which has kept its address, is to be masqueraded.
+    pub fn unmasqueraded(&self, source: IpAddr) -> bool {
+        self.masqueraded.iter().any(|range| range.contains(source))
     }
 }
 
@@ -66,6 +83,7 @@ pub fn concerned(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) ->
     for family in ['4', '6'] {
         change.sources(family, &mut concerned.sources);
         change.ids(family, &mut concerned.ids);
+        change.masqueraded(family, &mut concerned.masqueraded);
     }
     let (none_of_old, translations) = translation::changed(change.new, change.old);
     concerned.ids.extend(none_of_old);
@@ -79,6 +97,7 @@ pub fn everything(plan: &EgressPlanSpec, desired: Option<&Ruleset>) -> Concerned
         sources: plan.pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect(),
         ids: BTreeSet::new(),
         translations: desired.map(translations).unwrap_or_default(),
+        masqueraded: concerned(desired, None).masqueraded,
     }
 }
 
@@ -186,6 +205,18 @@ impl Change<'_> {
         let (old_as_node, new_as_node) = self.elements(&format!("as_node{family}"));
         let differs = |key: &&ElementKey| way(old, old_as_node, key) != way(new, new_as_node, key);
         concerned.extend(old.keys().filter(differs).filter_map(id_of));
+    }
+
+    /// Ranges that were not among the sources, or all where some destination is not excepted any more.
+    fn masqueraded(&self, family: char, concerned: &mut BTreeSet<Interval>) {
+        let (old_except, new_except) = self.elements(&format!("{MASQUERADE_EXCEPT}{family}"));
+        let more = old_except.keys().any(|range| !new_except.contains_key(range));
+        let (old, new) = self.elements(&format!("{MASQUERADE_SOURCES}{family}"));
+        let new = new.keys().filter(|range| more || !old.contains_key(range));
+        concerned.extend(new.filter_map(|key| match key {
+            ElementKey::Range(range) => Some(*range),
+            _ => None,
+        }));
     }
 
     fn elements(&self, set: &str) -> (&Elements, &Elements) {

@@ -35,6 +35,7 @@ pub fn observe_facts(
         ipv6: sysctls.ipv6()?,
         gateway_numbers: gateway_numbers(observed, numbers),
         exits: observe_exits::exits(observed, sysctls, plan, table)?,
+        masqueraders: Vec::new(),
         exit_numbers: observe_exits::exit_numbers(observed, numbers),
     })
 }

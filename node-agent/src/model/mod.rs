@@ -13,6 +13,8 @@ use std::net::IpAddr;
 
 use egressnat_crds::plan::Family;
 
+use crate::facts::Masquerader;
+
 pub use net::{Fdb, IpRule, MacAddr, Neighbour, Net, Route, RouteKind, Sysctl, Tunnel};
 pub use rule::{Cmp, Direction, Key, Link, Rule, Statement, Verdict};
 pub use ruleset::{BaseChain, Chain, ChainKind, Data, DataType, ElementKey, Hook, KeyType, Ruleset, Set};
@@ -30,6 +32,8 @@ pub struct Desired {
     pub missing: BTreeSet<IpAddr>,
     /// Links that hold egress addresses and have no next hop: only their own networks are reached by them.
     pub stranded: BTreeSet<(String, Family)>,
+    /// What the plan would have masqueraded, and somebody else translates already.
+    pub left_to: Vec<Masquerader>,
 }
 
 impl fmt::Display for Desired {
@@ -40,6 +44,7 @@ impl fmt::Display for Desired {
             loose,
             missing,
             stranded,
+            left_to,
         } = self;
         write!(f, "{net}")?;
         for (link, found) in loose {
@@ -57,6 +62,9 @@ impl fmt::Display for Desired {
         }
         for (link, family) in stranded {
             writeln!(f, "# no {family:?} next hop by {link}")?;
+        }
+        for by in left_to {
+            writeln!(f, "# masqueraded already: {by}")?;
         }
         Ok(())
     }

@@ -87,6 +87,9 @@ pub enum Statement {
     /// `snat ip to ADDRESS:FIRST-LAST`: of ICMP, the echo identifiers; a protocol without ports gets the address
     /// alone. `nft` wants a match of the protocol before it when it reads it, and the kernel none.
     SnatPorts(IpAddr, PortRange),
+    /// `masquerade fully-random`: an address of the interface that the packet leaves by, and a port that differs
+    /// from connection to connection, so that those of two pods hardly ever compete for one.
+    Masquerade,
     /// `notrack`.
     Notrack,
     /// `counter name "NAME"`: count in the table's named counter.
@@ -238,6 +241,7 @@ impl fmt::Display for Statement {
                 write!(f, "snat ip to {address}:{ports}")
             }
             Self::SnatPorts(address, ports) => write!(f, "snat ip6 to [{address}]:{ports}"),
+            Self::Masquerade => write!(f, "masquerade fully-random"),
             Self::Notrack => write!(f, "notrack"),
             Self::Counter(name) => write!(f, "counter name \"{name}\""),
             Self::Verdict(verdict) => write!(f, "{verdict}"),

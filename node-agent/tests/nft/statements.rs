@@ -73,6 +73,7 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
         ("forward", Statement::NfProto(IPv4), "meta nfproto ipv4"),
         ("forward", Statement::NfProto(IPv6), "meta nfproto ipv6"),
         ("input", Statement::UdpDport(5770), "udp dport 5770"),
+        ("postrouting", Statement::Masquerade, "masquerade fully-random"),
         ("prerouting", Statement::CtUnplaced, "ct state invalid,untracked"),
         (
             "prerouting",
@@ -290,12 +291,13 @@ fn no_statement_is_missing() {
         Statement::Notrack => 21,
         Statement::Counter(_) => 22,
         Statement::Verdict(_) => 23,
+        Statement::Masquerade => 24,
     };
     let shown: BTreeSet<i32> = cases()
         .iter()
         .map(|(_, statement, _)| number(statement))
         .collect();
-    assert_eq!(shown, (0..=23).collect());
+    assert_eq!(shown, (0..=24).collect());
 }
 
 /// The families of a rule are matched once, before the first address.

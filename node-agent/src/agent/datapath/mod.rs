@@ -1,5 +1,6 @@
 //! The kernel brought in step with a plan.
 
+mod masquerade;
 mod pods;
 mod ports;
 mod reverse_path;
@@ -8,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
+use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{ExhaustedPorts, Family, NodeInterface};
 
 use self::pods::Basis;
@@ -18,10 +20,10 @@ use crate::compile;
 use crate::diff::flows::{Concerned, Verdicts};
 use crate::diff::{self, NetObject, NetStep, NftStep, ObservedTable};
 use crate::error::AgentError;
-use crate::facts::Facts;
+use crate::facts::{Facts, Masquerader};
 use crate::kernel::clash::{self, Clash, Readings};
 use crate::kernel::conntrack::{Conntrack, Filter, Flow};
-use crate::kernel::nft::{Nft, NftError, Ownership};
+use crate::kernel::nft::{ForeignNat, NatMonitor, Nft, NftError, Ownership};
 use crate::kernel::observe_facts::{interfaces, observe_facts};
 use crate::kernel::rtnl::{Monitor, Observed, Rtnl};
 use crate::kernel::sysctl::Sysctls;
@@ -48,6 +50,8 @@ pub struct Report {
     pub stranded: BTreeSet<(String, Family)>,
     /// Policies without a source port left for some destination.
     pub exhausted: Vec<ExhaustedPorts>,
+    /// What the plan would have masqueraded, and another program translates already.
+    pub left_to: Vec<Masquerader>,
     /// What hinders some traffic without keeping us from our work.
     pub warnings: Vec<Clash>,
 }
@@ -59,6 +63,8 @@ pub struct Datapath {
     nft: Nft,
     rtnl: Rtnl,
     monitor: Monitor,
+    /// Where the plan asks for a masquerade.
+    nat_monitor: Option<NatMonitor>,
     conntrack: Conntrack,
     /// What the kernel holds as far as we know. `None`: it must be read first.
     known: Option<Known>,
@@ -80,6 +86,8 @@ struct Known {
     ownership: Ownership,
     /// For which families others' doings were looked at. `None`: nothing was to be programmed.
     checked: Option<Vec<Family>>,
+    /// What others do to the sources of packets; not looked at where the plan asks for no masquerade.
+    nat: Option<ForeignNat>,
     warnings: Vec<Clash>,
     /// What the table was compiled from, once that is known.
     basis: Option<Basis>,
@@ -95,6 +103,7 @@ impl Datapath {
             nft: Nft::open()?,
             rtnl: Rtnl::open(numbers, Sysctls::below(&cli.proc_sys_net))?,
             monitor: Monitor::open(numbers)?,
+            nat_monitor: None,
             conntrack: Conntrack::open()?,
             known: None,
             verify: true,
@@ -105,10 +114,13 @@ impl Datapath {
         })
     }
 
-    /// Waits until links, addresses, routes or rules have changed, by whomever. Nothing is lost when the
-    /// future is dropped.
+    /// Waits until links, addresses, routes or rules have changed, by whomever, or what others do to the sources of
+    /// packets. Nothing is lost when the future is dropped.
     pub async fn changed(&mut self) -> Result<(), AgentError> {
-        self.monitor.changed().await?;
+        tokio::select! {
+            changed = self.monitor.changed() => changed?,
+            changed = masquerade::changed(&mut self.nat_monitor) => changed?,
+        }
         self.known = None;
         Ok(())
     }
@@ -146,7 +158,10 @@ impl Datapath {
 
     async fn step(&mut self, plan: &EgressPlanSpec) -> Result<Report, AgentError> {
         let mut report = Report::default();
-        let known = self.known.take().filter(|known| known.checked == to_check(plan));
+        let looked_at = |known: &Known| {
+            known.checked == to_check(plan) && known.nat.is_some() == plan.masquerade.is_some()
+        };
+        let known = self.known.take().filter(looked_at);
         let known = match known {
             Some(known) => known,
             None => self.read(plan).await?,
@@ -164,7 +179,7 @@ impl Datapath {
         self.set_ports(plan).await?;
         report.exhausted = self.ports.lacking();
         report.changed = report.nft_steps + report.net_steps + report.flows > 0;
-        (report.missing, report.stranded) = known.lacking();
+        known.tell(&mut report);
         report.warnings = known.warnings.clone();
         self.known = Some(known);
         Ok(report)
@@ -196,6 +211,7 @@ impl Datapath {
         }
         Ok(Known {
             network,
+            nat: self.foreign_nat(plan)?,
             table: self.nft.observe()?,
             ownership,
             checked,
@@ -205,13 +221,18 @@ impl Datapath {
     }
 
     fn facts(&self, plan: &EgressPlanSpec, known: &Known) -> Result<Facts, AgentError> {
-        Ok(observe_facts(
+        let facts = observe_facts(
             &known.network,
             known.table.as_ref(),
             self.rtnl.sysctls(),
             plan,
             &self.numbers,
-        )?)
+        )?;
+        let nat = known.nat.as_ref().zip(plan.masquerade.as_ref());
+        Ok(Facts {
+            masqueraders: nat.map_or_else(Vec::new, |(nat, wanted)| clash::masqueraders(nat, wanted)),
+            ..facts
+        })
     }
 
     /// What may change where packets leave is told at once.
@@ -340,8 +361,10 @@ impl Datapath {
         let stale = |flow: &Flow| {
             let (source, destination) = (flow.original.source, flow.reply.source);
             let (seen, port) = flow.source_seen();
+            let in_vain = !flow.is_source_translated() && !flow.is_answered();
             unjudged.sources.contains(&source) && verdicts.contradicts(source, destination, flow.mark)
                 || unjudged.mistranslated(flow.mark, seen, port)
+                || in_vain && unjudged.unmasqueraded(source)
         };
         let mut deleted = 0;
         for filter in filters(unjudged) {
@@ -379,7 +402,15 @@ impl Datapath {
 
 /// What conntrack is asked for: a few sources and policies one by one, many by one look at all.
 fn filters(unjudged: &Concerned) -> Vec<Filter> {
-    let by_source = unjudged.sources.iter().map(|source| Filter {
+    let single = |range: &Interval| (range.first() == range.last()).then(|| range.first());
+    let (masqueraded, wide): (Vec<_>, Vec<_>) =
+        unjudged.masqueraded.iter().map(single).partition(Option::is_some);
+    let masqueraded = masqueraded.into_iter().flatten();
+    let sources: BTreeSet<IpAddr> = unjudged.sources.iter().copied().chain(masqueraded).collect();
+    if !wide.is_empty() || sources.len() + unjudged.translations.len() > ONE_BY_ONE {
+        return vec![Filter::default()];
+    }
+    let by_source = sources.iter().map(|source| Filter {
         source: Some(*source),
         mark: None,
     });
@@ -387,10 +418,7 @@ fn filters(unjudged: &Concerned) -> Vec<Filter> {
         source: None,
         mark: Some((ct_mark(*id), CT_MARK_MASK)),
     });
-    match unjudged.sources.len() + unjudged.translations.len() {
-        0..=ONE_BY_ONE => by_source.chain(by_policy).collect(),
-        _ => vec![Filter::default()],
-    }
+    by_source.chain(by_policy).collect()
 }
 
 /// The families that the plan's pods and addresses are of; `None` for a plan that programs nothing.

@@ -10,7 +10,7 @@ use super::{Datapath, Known, Report};
 use crate::compile;
 use crate::diff::pods::{diff, same_but_pods, without_pods};
 use crate::error::AgentError;
-use crate::facts::Facts;
+use crate::facts::{Facts, Masquerader};
 use crate::model::Desired;
 
 /// What the kernel's state was compiled from, and came out of it.
@@ -20,6 +20,7 @@ pub(super) struct Basis {
     facts: Facts,
     missing: BTreeSet<IpAddr>,
     stranded: BTreeSet<(String, Family)>,
+    left_to: Vec<Masquerader>,
 }
 
 impl Basis {
@@ -29,18 +30,19 @@ impl Basis {
             facts,
             missing: desired.missing.clone(),
             stranded: desired.stranded.clone(),
+            left_to: desired.left_to.clone(),
         }
     }
 }
 
 impl Known {
-    /// What this node lacks: [`Report::missing`] and [`Report::stranded`].
-    pub(super) fn lacking(&self) -> (BTreeSet<IpAddr>, BTreeSet<(String, Family)>) {
-        let lacking = self
-            .basis
-            .as_ref()
-            .map(|b| (b.missing.clone(), b.stranded.clone()));
-        lacking.unwrap_or_default()
+    /// Says what of the plan this node cannot do.
+    pub(super) fn tell(&self, report: &mut Report) {
+        if let Some(basis) = &self.basis {
+            report.missing.clone_from(&basis.missing);
+            report.stranded.clone_from(&basis.stranded);
+            report.left_to.clone_from(&basis.left_to);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What other programs hold that we need. Found before anything is written, and said aloud.
 
+mod masquerade;
 mod readings;
 
 use std::fmt;
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 
 use egressnat_crds::plan::Family;
 
+pub use masquerade::masqueraders;
 pub use readings::{Readings, ReadingsError};
 
 use super::rtnl::{ForeignRoute, ForeignRule, NodeLink, Observed};

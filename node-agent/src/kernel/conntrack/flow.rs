@@ -113,6 +113,11 @@ impl Flow {
         Status::from_bits_retain(self.status).contains(Status::SrcNat)
     }
 
+    /// Whether packets have come from the other side.
+    pub fn is_answered(&self) -> bool {
+        Status::from_bits_retain(self.status).contains(Status::SeenReply)
+    }
+
     /// The entry that has these attributes.
     pub(super) fn read(attributes: &[ConntrackAttribute]) -> Option<Self> {
         let (mut original, mut reply) = (None, None);

@@ -93,10 +93,27 @@ impl<'a> Attrs<'a> {
 }
 
 /// Attributes for a request.
-#[derive(Debug, Default)]
-pub struct Writer(Vec<u8>);
+#[derive(Debug)]
+pub struct Writer {
+    /// `NFPROTO_*` of the table.
+    family: u8,
+    attrs: Vec<u8>,
+}
+
+impl Default for Writer {
+    /// For a table of family `inet`.
+    fn default() -> Self {
+        Self::of_family(libc::NFPROTO_INET as u8)
+    }
+}
 
 impl Writer {
+    /// For a table of a family, `NFPROTO_*`.
+    pub fn of_family(family: u8) -> Self {
+        let attrs = Vec::new();
+        Self { family, attrs }
+    }
+
     /// With a text, its NUL included. Names are far shorter than an attribute may be.
     pub fn text(self, kind: u16, text: &str) -> Self {
         let mut value = text.as_bytes().to_vec();
@@ -111,25 +128,24 @@ impl Writer {
 
     fn octets(mut self, kind: u16, value: &[u8]) -> Self {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(aligned(self.0.len()), 0);
+        self.attrs.extend(length.to_ne_bytes());
+        self.attrs.extend(kind.to_ne_bytes());
+        self.attrs.extend(value);
+        self.attrs.resize(aligned(self.attrs.len()), 0);
         self
     }
 
-    /// The request as one message of family `inet`.
+    /// The request as one message.
     pub fn message(&self, kind: u16, flags: u16, seq: u32) -> Vec<u8> {
-        const NFPROTO_INET: u8 = 1;
-        let length = (HEADER + NFGEN + self.0.len()) as u32;
+        let length = (HEADER + NFGEN + self.attrs.len()) as u32;
         let mut message = Vec::with_capacity(length as usize);
         message.extend(length.to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend(flags.to_ne_bytes());
         message.extend(seq.to_ne_bytes());
         message.extend(0u32.to_ne_bytes());
-        message.extend([NFPROTO_INET, 0, 0, 0]);
-        message.extend(&self.0);
+        message.extend([self.family, 0, 0, 0]);
+        message.extend(&self.attrs);
         message
     }
 }

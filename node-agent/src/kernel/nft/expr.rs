@@ -75,6 +75,8 @@ pub enum Expr {
     Snat(Family),
     /// The same, with a port from that in [`R2`] to that in [`R3`], both in network byte order.
     SnatPorts(Family),
+    /// Masquerade, the port chosen at random.
+    Masquerade,
     /// Write the register's two octets to the size of TCP's option `maxseg`.
     WriteMss,
     /// Count in a named counter.
@@ -89,6 +91,7 @@ const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_DADDR: u32 = 1 << 1;
 const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
 const NFT_OBJECT_COUNTER: u32 = 1;
+const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 const TCPOPT_MSS: u8 = 2;
 
 impl Expr {
@@ -142,6 +145,9 @@ impl Expr {
             Self::SnatPorts(family) => snat(family)
                 .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN, R2.0)
                 .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MAX, R3.0),
+            Self::Masquerade => {
+                Raw::new(c"masq").u32(sys::NFTNL_EXPR_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY)
+            }
             Self::WriteMss => Raw::new(c"exthdr")
                 .u8(sys::NFTNL_EXPR_EXTHDR_TYPE, TCPOPT_MSS)
                 .u32(sys::NFTNL_EXPR_EXTHDR_OP, NFT_EXTHDR_OP_TCPOPT)

@@ -109,6 +109,7 @@ impl Lowering<'_> {
                 self.immediate(Value::new(ports.last().to_be_bytes()), R3);
                 self.exprs.push(Expr::SnatPorts(family));
             }
+            Statement::Masquerade => self.exprs.push(Expr::Masquerade),
             Statement::Notrack => self.exprs.push(Expr::Notrack),
             Statement::Counter(name) => self.exprs.push(Expr::Counter(Name::new(name)?)),
             Statement::Verdict(verdict) => self.verdict(verdict)?,

@@ -11,7 +11,10 @@ mod batch;
 mod elements;
 mod error;
 mod expr;
+mod foreign;
+mod foreign_rule;
 mod lower;
+mod monitor;
 mod name;
 mod observe;
 mod socket;
@@ -24,6 +27,9 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 pub use error::NftError;
+pub use foreign::{ForeignNat, NatTable, TableName};
+pub use foreign_rule::{Action, ForeignRule, Match};
+pub use monitor::NatMonitor;
 
 use crate::diff::{NftStep, ObservedTable};
 use crate::model::DataType;
@@ -115,6 +121,11 @@ impl Nft {
     /// changed ours.
     pub fn generation(&mut self) -> Result<u32, NftError> {
         observe::generation(&mut self.socket)
+    }
+
+    /// Reads what others' tables do to the sources of packets that leave.
+    pub fn foreign_nat(&mut self) -> Result<ForeignNat, NftError> {
+        foreign::foreign_nat(&mut self.socket)
     }
 
     /// Whose the table is.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::attr::{Attrs, Writer};
 use super::elements::{self, RawData, RawElement};
 use super::error::NftError;
+use super::foreign::TableName;
 use super::socket::Socket;
 use super::types::{data_type, hook_number, key_type};
 use super::value::Value;
@@ -28,15 +29,15 @@ pub struct TableInfo {
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_TABLE_OWNER: u16 = 7;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
+pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
+pub(super) const NFTA_CHAIN_NAME: u16 = 3;
+pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_CHAIN_POLICY: u16 = 5;
-const NFTA_CHAIN_TYPE: u16 = 7;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
+pub(super) const NFTA_CHAIN_TYPE: u16 = 7;
+pub(super) const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
-const NFTA_RULE_TABLE: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
+pub(super) const NFTA_RULE_TABLE: u16 = 1;
+pub(super) const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
@@ -209,6 +210,24 @@ fn elements(socket: &mut Socket, set: &str, ty: SetType) -> Result<BTreeMap<Elem
         }
     }
     Err(NftError::Interrupted)
+}
+
+/// The data of another program's map.
+pub(super) fn raw_elements(
+    socket: &mut Socket,
+    table: &TableName,
+    map: &str,
+) -> Result<Vec<RawData>, NftError> {
+    let request = Writer::of_family(table.family)
+        .text(NFTA_SET_ELEM_LIST_TABLE, &table.name)
+        .text(NFTA_SET_ELEM_LIST_SET, map);
+    socket.dump(libc::NFT_MSG_GETSETELEM, &request, |data: &mut Vec<_>, attrs| {
+        let list = attrs.nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+        let elements = list
+            .iter()
+            .map(|(_, element)| Attrs(element).nested(NFTA_SET_ELEM_DATA));
+        data.extend(elements.filter_map(raw_data));
+    })
 }
 
 fn raw_element(attrs: Attrs<'_>) -> Option<RawElement> {
