@@ -60,7 +60,9 @@ use crate::selector::LabelSelector;
     validation = Rule::new("!has(self.zoneAffinity) || self.zoneAffinity == 'None' || has(self.egressGateways)")
         .message("zoneAffinity chooses among egressGateways: write the gateway as an entry of egressGateways, or leave zoneAffinity out"),
     validation = Rule::new("!has(self.destinationCIDRs) || !has(self.egressSourceIP) || !isIP(self.egressSourceIP) || self.destinationCIDRs.exists(c, isCIDR(c) && cidr(c).ip().family() == ip(self.egressSourceIP).family())")
-        .message("no destinationCIDR is of the family of egressSourceIP: the address could never be used")
+        .message("no destinationCIDR is of the family of egressSourceIP: the address could never be used"),
+    validation = Rule::new("!has(oldSelf.destinationCIDRs) || has(self.destinationCIDRs)")
+        .message("without destinationCIDRs the policy would apply to everything outside the cluster: write 0.0.0.0/0 and ::/0 to mean that, or delete the policy")
 )]
 pub struct EgressNATPolicySpec {
     /// Which policy wins where several select the same pod and destination: the higher priority, then the
@@ -77,7 +79,8 @@ pub struct EgressNATPolicySpec {
     #[schemars(length(min = 1, max = 256), inner(length(max = 43)))]
     #[x_kube(
         validation = Rule::new("self.all(c, isCIDR(c))").message("every entry must be a CIDR, such as 192.0.2.0/24 or 2001:db8::/32"),
-        validation = Rule::new("self.all(c, !isCIDR(c) || cidr(c) == cidr(c).masked())").message("a CIDR must not have host bits set: write 192.0.2.0/24, not 192.0.2.7/24")
+        validation = Rule::new("self.all(c, !isCIDR(c) || cidr(c) == cidr(c).masked())").message("a CIDR must not have host bits set: write 192.0.2.0/24, not 192.0.2.7/24"),
+        validation = Rule::new("!self.exists(c, isCIDR(c) && ['127.0.0.0/8', '::1/128', '169.254.0.0/16', 'fe80::/10', '224.0.0.0/4', 'ff00::/8', '255.255.255.255/32'].exists(never, cidr(never).containsCIDR(cidr(c))))").message("loopback, link-local, multicast and broadcast addresses are never captured: leave such CIDRs out")
     )]
     pub destination_cidrs: Vec<String>,
     /// Destinations that this policy leaves alone. The pod's next policy still applies there.
@@ -91,7 +94,10 @@ pub struct EgressNATPolicySpec {
     /// The address that the outside sees. The gateway is the node that holds it.
     #[serde(default, rename = "egressSourceIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 39))]
-    #[x_kube(validation = Rule::new("isIP(self)").message("egressSourceIP must be an IPv4 or IPv6 address"))]
+    #[x_kube(
+        validation = Rule::new("isIP(self)").message("egressSourceIP must be an IPv4 or IPv6 address"),
+        validation = Rule::new("!isIP(self) || ip(self).isGlobalUnicast()").message("write an address by which the outside can answer: none that is loopback, link-local, multicast, broadcast or unspecified")
+    )]
     pub egress_source_ip: Option<String>,
     /// As `egressSourceIP`, for dual stack and for several addresses, up to 16 of each family. The first IPv4
     /// address goes with the first IPv6 address, and so on; one node holds both of a pair. A pod keeps one
@@ -100,6 +106,7 @@ pub struct EgressNATPolicySpec {
     #[schemars(length(min = 1, max = 32), inner(length(max = 39)))]
     #[x_kube(
         validation = Rule::new("self.all(a, isIP(a))").message("every entry must be an IPv4 or IPv6 address"),
+        validation = Rule::new("self.all(a, !isIP(a) || ip(a).isGlobalUnicast())").message("write addresses by which the outside can answer: none that is loopback, link-local, multicast, broadcast or unspecified"),
         validation = Rule::new("self.all(a, !isIP(a) || self.filter(b, isIP(b) && ip(b) == ip(a)).size() == 1)").message("every address must be there once"),
         validation = Rule::new("!self.all(a, isIP(a)) || self.filter(a, ip(a).family() == 4).size() * 2 in [0, size(self), size(self) * 2]").message("write as many IPv4 as IPv6 addresses, the first with the first and so on, or addresses of one family"),
         validation = Rule::new("size(self) <= 16 || !self.all(a, isIP(a)) || self.exists(a, ip(a).family() != ip(self[0]).family())").message("write at most 16 addresses of each family")
@@ -171,13 +178,17 @@ pub struct EgressGateway {
     /// Use this address, which the gateway must hold.
     #[serde(default, rename = "egressIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 39))]
-    #[x_kube(validation = Rule::new("isIP(self)").message("egressIP must be an IPv4 or IPv6 address"))]
+    #[x_kube(
+        validation = Rule::new("isIP(self)").message("egressIP must be an IPv4 or IPv6 address"),
+        validation = Rule::new("!isIP(self) || ip(self).isGlobalUnicast()").message("write an address by which the outside can answer: none that is loopback, link-local, multicast, broadcast or unspecified")
+    )]
     pub egress_ip: Option<String>,
     /// As `egressIP`, for dual stack: one IPv4 and one IPv6 address.
     #[serde(default, rename = "egressIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 2), inner(length(max = 39)))]
     #[x_kube(
         validation = Rule::new("self.all(a, isIP(a))").message("every entry must be an IPv4 or IPv6 address"),
+        validation = Rule::new("self.all(a, !isIP(a) || ip(a).isGlobalUnicast())").message("write addresses by which the outside can answer: none that is loopback, link-local, multicast, broadcast or unspecified"),
         validation = Rule::new("size(self) < 2 || !isIP(self[0]) || !isIP(self[1]) || ip(self[0]).family() != ip(self[1]).family()").message("two addresses must be one of IPv4 and one of IPv6")
     )]
     pub egress_ips: Vec<String>,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use egressnat_crds::interval::Interval;
+use egressnat_operator::address::never_captured;
 use egressnat_operator::plan::cluster;
 use egressnat_operator::world::World;
 use ipnet::IpNet;
@@ -25,13 +26,13 @@ pub enum Place {
     PodRange(IpNet, String),
     /// In this range, which the operator was told to be the cluster's.
     ClusterRange(Interval),
-    /// Of a kind that never leaves by a gateway.
+    /// Of this kind, with its article, which never leaves by a gateway.
     Never(&'static str),
 }
 
 /// What the address is, `None` for one that policies can capture.
 pub fn place(world: &World, address: IpAddr) -> Option<Place> {
-    if let Some(kind) = never(address) {
+    if let Some(kind) = never_captured(address) {
         return Some(Place::Never(kind));
     }
     let cluster = cluster::ranges(world);
@@ -59,23 +60,8 @@ impl fmt::Display for Place {
             Self::ClusterRange(range) => {
                 write!(f, "it is in {}, a range of the cluster", words::range(range))
             }
-            Self::Never(kind) => write!(f, "it is a {kind} address"),
+            Self::Never(kind) => write!(f, "it is {kind}"),
         }
-    }
-}
-
-/// The kinds of addresses that the agents except from every policy.
-fn never(address: IpAddr) -> Option<&'static str> {
-    let link_local = match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
-    };
-    match address {
-        _ if address.is_loopback() => Some("loopback"),
-        _ if address.is_multicast() => Some("multicast"),
-        _ if link_local => Some("link-local"),
-        IpAddr::V4(a) if a.is_broadcast() => Some("broadcast"),
-        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@ use egressnat_crds::EgressNATPolicySpec;
 use egressnat_crds::policy::{EgressGateway, ZoneAffinity};
 use egressnat_crds::selector::{LabelSelector, Operator};
 
+use crate::address::never_captured;
 use crate::hash::{fnv1a, mix};
 use crate::valid::{InvalidSpec, check_selector};
 
@@ -264,18 +265,10 @@ fn parse_address(field: &str, text: &str) -> Result<IpAddr, InvalidSpec> {
 
 /// Why packets to the outside cannot have this source address.
 fn unusable(address: IpAddr) -> Option<&'static str> {
-    let link_local = match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
-    };
     match address {
         _ if address.is_unspecified() => Some("the unspecified address"),
-        _ if address.is_loopback() => Some("a loopback address"),
-        _ if address.is_multicast() => Some("a multicast address"),
-        _ if link_local => Some("a link-local address"),
-        IpAddr::V4(a) if a.is_broadcast() => Some("the broadcast address"),
         IpAddr::V6(a) if a.to_ipv4_mapped().is_some() => Some("an IPv4 address written as IPv6"),
-        _ => None,
+        _ => never_captured(address),
     }
 }
 

@@ -40,6 +40,7 @@
 //! | `default` | events.k8s.io | events | create, patch | Events on cluster-scoped objects |
 //! | own namespace | coordination.k8s.io | leases | create, get, update | leader election |
 
+pub mod address;
 pub mod apply;
 pub mod choice;
 pub mod cli;

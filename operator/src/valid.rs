@@ -14,6 +14,7 @@ use egressnat_crds::ports::{PortRange, PortRangeError};
 use egressnat_crds::selector::LabelSelector;
 use ipnet::IpNet;
 
+use crate::address::is_never_captured;
 use crate::choice::{self, GatewayChoice, GatewayEntry};
 use crate::contradiction::contradicted_label;
 use crate::ranges;
@@ -62,6 +63,16 @@ pub enum InvalidSpec {
         value: IpNet,
         /// What it may have meant.
         net: IpNet,
+    },
+    /// Destinations that no policy captures.
+    #[error(
+        "{field}: packets to {value} are never captured, as all to loopback, link-local, multicast and broadcast addresses: leave it out"
+    )]
+    NeverCaptured {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: IpNet,
     },
     /// Not an address.
     #[error("{field}: {value:?} is not an IP address: write one such as 192.0.2.7 or 2001:db8::7")]
@@ -161,6 +172,7 @@ impl ValidPolicy {
     pub fn parse(spec: &EgressNATPolicySpec) -> Result<Self, InvalidSpec> {
         check_selectors(&spec.selectors)?;
         let included = parse_cidrs("destinationCIDRs", &spec.destination_cidrs)?;
+        check_captured("destinationCIDRs", &spec.destination_cidrs)?;
         let excluded = parse_cidrs("excludedCIDRs", &spec.excluded_cidrs)?;
         let policy = Self {
             priority: spec.priority,
@@ -259,6 +271,15 @@ fn parse_cidrs(field: &'static str, texts: &[String]) -> Result<Vec<Interval>, I
     Ok(ranges::merge(intervals))
 }
 
+/// Refuses destinations that say nothing, and may be thought to.
+fn check_captured(field: &'static str, texts: &[String]) -> Result<(), InvalidSpec> {
+    let mut nets = texts.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    match nets.find(is_never_captured) {
+        None => Ok(()),
+        Some(value) => Err(InvalidSpec::NeverCaptured { field, value }),
+    }
+}
+
 fn named_families(included: &[Interval]) -> Option<BTreeSet<Family>> {
     (!included.is_empty()).then(|| included.iter().map(|i| Family::from(i.first())).collect())
 }
@@ -331,6 +352,10 @@ mod tests {
             (
                 format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: [1.2.3.4]}}"),
                 "is not a CIDR",
+            ),
+            (
+                format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: [0.0.0.0/0, 169.254.169.254/32]}}"),
+                "packets to 169.254.169.254/32 are never captured",
             ),
             (
                 format!("{{{all}, egressSourceIP: 192.0.2.1, destinationCIDRs: [192.0.2.7/24]}}"),

@@ -111,8 +111,10 @@ fn each_stage_refuses_what_it_is_there_for() {
         ),
         // The operator.
         (
-            format!("{{{all}, egressSourceIP: 127.0.0.1}}"),
-            "a loopback address",
+            "{selectors: [{podSelector: {matchLabels: {a: b}, matchExpressions: [{key: a, operator: DoesNotExist}]}}], \
+              egressSourceIP: 192.0.2.1}"
+                .to_owned(),
+            "selectors[0].podSelector can match nothing",
         ),
         (
             format!(
@@ -128,6 +130,69 @@ fn each_stage_refuses_what_it_is_there_for() {
             problems[0].starts_with("f.yaml, document 1: policy p: "),
             "{problems:?}"
         );
+    }
+}
+
+/// The same as the API server, of which other tests see it.
+#[test]
+fn addresses_that_cannot_be_are_refused_by_the_rules() {
+    let all = "selectors: [{podSelector: {}}]";
+    for address in [
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "ff02::1",
+        "169.254.0.1",
+        "fe80::1",
+        "255.255.255.255",
+    ] {
+        let says = "by which the outside can answer: none that is loopback";
+        for gateway in [
+            format!("egressSourceIP: '{address}'"),
+            format!("egressSourceIPs: ['{address}']"),
+            format!("egressGateway: {{nodeSelector: {{}}, egressIP: '{address}'}}"),
+            format!("egressGateways: [{{nodeSelector: {{}}, egressIPs: ['{address}']}}]"),
+        ] {
+            let problems = of_spec(&format!("{{{all}, {gateway}}}"));
+            assert_eq!(problems.len(), 1, "{gateway}: {problems:?}");
+            assert!(problems[0].contains(says), "{gateway}: {problems:?}");
+        }
+    }
+    let mapped = of_spec(&format!("{{{all}, egressSourceIP: '::ffff:192.0.2.1'}}"));
+    assert!(
+        mapped[0].contains("egressSourceIP must be an IPv4 or IPv6 address"),
+        "{mapped:?}"
+    );
+}
+
+/// The same as the API server, of which other tests see it.
+#[test]
+fn destinations_that_are_never_captured_are_refused_by_the_rules() {
+    let problems = |cidr: &str| {
+        of_spec(&format!(
+            "{{selectors: [{{podSelector: {{}}}}], egressSourceIP: 192.0.2.1, destinationCIDRs: [10.0.0.0/8, '{cidr}']}}"
+        ))
+    };
+    for never in [
+        "127.0.0.1/32",
+        "169.254.169.254/32",
+        "224.0.0.0/4",
+        "255.255.255.255/32",
+        "::1/128",
+        "fe80::/64",
+        "ff00::/8",
+    ] {
+        let problems = problems(never);
+        assert_eq!(problems.len(), 1, "{never}: {problems:?}");
+        assert!(
+            problems[0].contains("are never captured: leave such CIDRs out"),
+            "{problems:?}"
+        );
+    }
+    for more in ["126.0.0.0/7", "169.0.0.0/8", "fe00::/7", "0.0.0.0/0", "::/0"] {
+        assert_eq!(problems(more), Vec::<String>::new(), "{more}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{NOT_ADDRESSES, ONE_ADDRESS, Refused};
+use super::{NO_SOURCE, NO_SOURCES, NOT_ADDRESSES, ONE_ADDRESS, Refused, UNUSABLE};
 
 const THERE_TWICE: &str = "every address must be there once";
 const NO_PAIRS: &str = "write as many IPv4 as IPv6 addresses, the first with the first and so on, or addresses of \
@@ -41,6 +41,7 @@ pub fn refused() -> Vec<Refused> {
     let ports = |ports: &str, message| (json!({"sourcePorts": ports}), "spec.sourcePorts", message);
     [
         refused_addresses(),
+        unusable_addresses(),
         vec![
             ports("0", NOT_PORTS),
             ports("0-100", NOT_PORTS),
@@ -55,6 +56,30 @@ pub fn refused() -> Vec<Refused> {
         ],
     ]
     .concat()
+}
+
+fn unusable_addresses() -> Vec<Refused> {
+    let alone = UNUSABLE.map(|a| {
+        // Without destinations, so that the address' family does not matter.
+        let spec = json!({"egressSourceIP": a, "destinationCIDRs": null});
+        (spec, "spec.egressSourceIP", NO_SOURCE)
+    });
+    let among_others = UNUSABLE.map(|a| {
+        let good = if a.contains(':') {
+            "2001:db8::a"
+        } else {
+            "192.0.2.10"
+        };
+        let spec = json!({"egressSourceIP": null, "egressSourceIPs": [good, a]});
+        (spec, "spec.egressSourceIPs", NO_SOURCES)
+    });
+    let mapped = json!({"egressSourceIP": "::ffff:192.0.2.10", "destinationCIDRs": null});
+    let mapped = (
+        mapped,
+        "spec.egressSourceIP",
+        "egressSourceIP must be an IPv4 or IPv6 address",
+    );
+    [&alone[..], &among_others[..], &[mapped]].concat()
 }
 
 fn refused_addresses() -> Vec<Refused> {

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{NOT_ADDRESSES, ONE_ADDRESS, OPERATOR_VALUES, Refused, TWO_OF_A_FAMILY, merge};
+use super::{
+    NO_SOURCE, NO_SOURCES, NOT_ADDRESSES, ONE_ADDRESS, OPERATOR_VALUES, Refused, TWO_OF_A_FAMILY, merge,
+};
 
 const ZONES_OF_NOTHING: &str = "zoneAffinity chooses among egressGateways: write the gateway as an entry of \
                                 egressGateways, or leave zoneAffinity out";
@@ -61,6 +63,16 @@ fn refused_single() -> Vec<Refused> {
             "egressIP must be an IPv4 or IPv6 address",
         ),
         (
+            gateway(json!({"egressIP": "127.0.0.1"})),
+            "spec.egressGateway.egressIP",
+            NO_SOURCE,
+        ),
+        (
+            gateway(json!({"egressIPs": ["192.0.2.10", "fe80::1"]})),
+            "spec.egressGateway.egressIPs",
+            NO_SOURCES,
+        ),
+        (
             gateway(json!({"egressIPs": ["::g"]})),
             "spec.egressGateway.egressIPs",
             NOT_ADDRESSES,
@@ -107,6 +119,16 @@ fn refused_several() -> Vec<Refused> {
             gateways(json!({"egressIP": "192.0.2"})),
             "spec.egressGateways.egressIP",
             "egressIP must be an IPv4 or IPv6 address",
+        ),
+        (
+            gateways(json!({"egressIP": "169.254.1.1"})),
+            "spec.egressGateways.egressIP",
+            NO_SOURCE,
+        ),
+        (
+            gateways(json!({"egressIPs": ["ff02::1"]})),
+            "spec.egressGateways.egressIPs",
+            NO_SOURCES,
         ),
         (
             gateways(json!({"egressIPs": ["::g"]})),

@@ -2,6 +2,7 @@
 //! sees, and what is right passes.
 
 mod addresses;
+mod changes;
 mod destinations;
 mod gateways;
 mod schema;
@@ -17,6 +18,23 @@ use super::support::*;
 
 const NOT_ADDRESSES: &str = "every entry must be an IPv4 or IPv6 address";
 const TWO_OF_A_FAMILY: &str = "two addresses must be one of IPv4 and one of IPv6";
+const NO_SOURCE: &str = "write an address by which the outside can answer: none that is loopback, link-local, multicast, \
+                         broadcast or unspecified";
+const NO_SOURCES: &str = "write addresses by which the outside can answer: none that is loopback, link-local, multicast, \
+                          broadcast or unspecified";
+/// Addresses that packets to the outside cannot have.
+const UNUSABLE: [&str; 10] = [
+    "127.0.0.1",
+    "::1",
+    "0.0.0.0",
+    "::",
+    "224.0.0.1",
+    "ff02::1",
+    "169.254.0.1",
+    "fe80::1",
+    "255.255.255.255",
+    "239.255.255.250",
+];
 const ONE_ADDRESS: &str =
     "set exactly one of egressSourceIP, egressSourceIPs, egressGateway and egressGateways";
 const OPERATOR_VALUES: &str =
@@ -88,6 +106,7 @@ fn no_rule_is_without_a_case() {
     let rules: BTreeSet<_> = crds.iter().flat_map(|crd| rules_of(&json!(crd))).collect();
     let tried: BTreeSet<_> = against_rules()
         .into_iter()
+        .chain(changes::refused())
         .map(|(_, field, message)| (field.to_owned(), message.to_owned()))
         .collect();
     assert!(
