@@ -8,7 +8,7 @@ use std::{
 
 use etherparse::{
     Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep,
-    TcpHeader, icmpv4, icmpv6,
+    TcpHeader, checksum::Sum16BitWords, icmpv4, icmpv6,
 };
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
@@ -18,6 +18,9 @@ use crate::{
     error::{Context, Result},
     netns::Netns,
 };
+
+/// The number of UDP-Lite.
+const UDP_LITE: u8 = 136;
 
 /// The flags of a lone TCP segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,39 @@ pub fn udp_datagram(source: SocketAddr, destination: SocketAddr, payload: &[u8])
     let mut packet = Vec::new();
     let step = ip(source.ip(), destination.ip()).map(|step| step.udp(source.port(), destination.port()));
     finish(step.map(|step| step.write(&mut packet, payload)), packet)
+}
+
+/// An IP packet of any protocol.
+///
+/// # Errors
+/// When the addresses are of two families.
+pub fn ip_packet(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    let step = ip(source, destination);
+    finish(
+        step.map(|step| step.write(&mut packet, IpNumber(protocol), payload)),
+        packet,
+    )
+}
+
+/// A UDP-Lite datagram (RFC 3828) with a checksum over all of it, without its IP header.
+#[must_use]
+pub fn udp_lite_datagram(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    const HEADER: u8 = 8;
+    let length = (payload.len() + usize::from(HEADER)) as u32;
+    let ports = [source.port(), destination.port()].map(u16::to_be_bytes).concat();
+    let datagram = |checksum: [u8; 2]| [&ports, &[0; 2][..], &checksum, payload].concat();
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let sum = Sum16BitWords::new()
+        .add_slice(&address(source.ip()))
+        .add_slice(&address(destination.ip()))
+        .add_4bytes(length.to_be_bytes())
+        .add_2bytes([0, UDP_LITE])
+        .add_slice(&datagram([0; 2]));
+    datagram(sum.to_ones_complement_with_no_zero().to_ne_bytes())
 }
 
 /// An ICMP error: `source` cannot reach what `destination` never sent it.

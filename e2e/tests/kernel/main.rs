@@ -19,6 +19,7 @@ mod masquerade;
 mod masquerade_refused;
 mod no_gateway;
 mod ports;
+mod protocols;
 mod scale;
 mod transitions;
 mod tunnel_input;
