@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::convert;
 use crate::error::{Error, Request};
-use crate::plan::Outcome;
+use crate::plan::Planner;
 use crate::store::{Change, Delta};
 use crate::world::{ExistingPlan, World};
 
@@ -40,34 +40,32 @@ pub enum PlanWrite {
     },
 }
 
-/// The plans that are not as they should be, in three waves, each to be sent before the next: those that make
-/// a node a policy's gateway; those that change sources; those that only take gateways away. So the way out is
-/// open at its far end first, and closed there last.
-pub fn due(world: &World, outcome: &Outcome) -> [Vec<PlanWrite>; 3] {
-    let mut waves = [const { Vec::new() }; 3];
-    for (name, spec) in &outcome.plans {
-        let Some(node) = world.nodes.get(name) else {
-            continue;
-        };
-        let existing = world.plans.get(name);
-        let same = existing.is_some_and(|e| e.spec == *spec && e.owner.as_ref() == Some(&node.uid));
-        if !same {
-            waves[wave(existing, spec)].push(PlanWrite::Apply {
-                node: name.clone(),
-                owner: node.uid.clone(),
-                spec: Box::new(spec.clone()),
-            });
-        }
+/// How many waves of writes there are: see [`difference`].
+pub const WAVES: usize = 3;
+
+/// What has to be written of a node's plan, and in which wave; `None` if it is as it should be.
+///
+/// There are three waves, each to be sent before the next: plans that make a node a policy's gateway; those that
+/// change sources; those that only take gateways away. So the way out is open at its far end first, and closed there
+/// last.
+pub fn difference(node: &str, planner: &Planner, world: &World) -> Option<(usize, PlanWrite)> {
+    let existing = world.plans.get(node);
+    let (Some(known), Some(spec)) = (world.nodes.get(node), planner.plan(node)) else {
+        let uid = existing?.uid.clone();
+        let node = node.to_owned();
+        return Some((WAVES - 1, PlanWrite::Delete { node, uid }));
+    };
+    let is_same = |plan: &ExistingPlan| plan.spec == spec && plan.owner.as_ref() == Some(&known.uid);
+    if existing.is_some_and(is_same) {
+        return None;
     }
-    let gone = world
-        .plans
-        .iter()
-        .filter(|(name, _)| !world.nodes.contains_key(*name));
-    waves[2].extend(gone.map(|(name, plan)| PlanWrite::Delete {
-        node: name.clone(),
-        uid: plan.uid.clone(),
-    }));
-    waves
+    let wave = wave(existing, &spec);
+    let write = PlanWrite::Apply {
+        node: node.to_owned(),
+        owner: known.uid.clone(),
+        spec: Box::new(spec),
+    };
+    Some((wave, write))
 }
 
 fn wave(existing: Option<&ExistingPlan>, spec: &EgressPlanSpec) -> usize {
@@ -193,6 +191,7 @@ pub async fn request<T>(future: impl Future<Output = kube::Result<T>>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backlog::Backlog;
     use crate::plan::plan;
     use crate::testing;
 
@@ -224,14 +223,8 @@ spec: {selectors: [{podSelector: {}}], egressSourceIP: ADDRESS}
         testing::world(&WORLD.replace("ADDRESS", address))
     }
 
-    fn names(waves: &[Vec<PlanWrite>; 3]) -> [Vec<&str>; 3] {
-        waves.each_ref().map(|wave| wave.iter().map(node_of).collect())
-    }
-
-    fn node_of(write: &PlanWrite) -> &str {
-        match write {
-            PlanWrite::Apply { node, .. } | PlanWrite::Delete { node, .. } => node,
-        }
+    fn waves(world: &World) -> [Vec<String>; WAVES] {
+        Backlog::new(world).waves()
     }
 
     /// The world with all plans written.
@@ -250,22 +243,20 @@ spec: {selectors: [{podSelector: {}}], egressSourceIP: ADDRESS}
     #[test]
     fn a_gateway_is_made_before_its_sources() {
         let world = world("172.18.0.1");
-        let waves = due(&world, &plan(&world));
-        assert_eq!(names(&waves), [vec!["gateway"], vec!["other", "source"], vec![]]);
+        assert_eq!(waves(&world), [vec!["gateway"], vec!["other", "source"], vec![]]);
     }
 
     #[test]
     fn a_gateway_moves_by_way_of_the_sources() {
         let mut after = world("172.18.0.2");
         after.plans = written(world("172.18.0.1")).plans;
-        let waves = due(&after, &plan(&after));
-        assert_eq!(names(&waves), [vec!["other"], vec!["source"], vec!["gateway"]]);
+        assert_eq!(waves(&after), [vec!["other"], vec!["source"], vec!["gateway"]]);
     }
 
     #[test]
     fn what_is_as_it_should_be_is_not_written() {
         let world = written(world("172.18.0.1"));
-        assert_eq!(names(&due(&world, &plan(&world))), [vec![""; 0], vec![], vec![]]);
+        assert_eq!(waves(&world), [vec![""; 0], vec![], vec![]]);
     }
 
     #[test]
@@ -273,12 +264,16 @@ spec: {selectors: [{podSelector: {}}], egressSourceIP: ADDRESS}
         let mut world = written(world("172.18.0.1"));
         world.nodes.remove("other");
         world.nodes.get_mut("source").unwrap().uid = "another".into();
-        let waves = due(&world, &plan(&world));
-        assert!(matches!(&waves[2][..], [PlanWrite::Delete { node, .. }] if node == "other"));
-        let owner_of_source = waves[1].iter().find_map(|write| match write {
-            PlanWrite::Apply { node, owner, .. } if node == "source" => Some(owner.as_str()),
-            _ => None,
-        });
-        assert_eq!(owner_of_source, Some("another"));
+        let backlog = Backlog::new(&world);
+        assert_eq!(
+            backlog.waves(),
+            [vec![""; 0], vec!["gateway", "source"], vec!["other"]]
+        );
+        let gone = backlog.write("other", &world);
+        assert!(matches!(gone, Some(PlanWrite::Delete { node, .. }) if node == "other"));
+        let Some(PlanWrite::Apply { owner, .. }) = backlog.write("source", &world) else {
+            panic!("the plan of another node of the same name stays");
+        };
+        assert_eq!(owner, "another");
     }
 }

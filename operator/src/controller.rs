@@ -1,23 +1,24 @@
 //! The main loop: takes in what the watches say, plans, and writes what differs.
 //!
 //! One task owns the world, and nothing else writes. Until every watch has synced, and while another process
-//! leads, it only listens.
+//! leads, it only listens: what follows from the world is worked out once it may write.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{self, Writer};
+use crate::apply::Writer;
+use crate::backlog::Backlog;
 use crate::error::{Error, chain};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::plan::{Outcome, plan};
 use crate::schedule::Schedule;
 use crate::status;
 use crate::store::{Change, Store};
@@ -33,6 +34,8 @@ const AT_ONCE: usize = 1024;
 pub struct Controller {
     /// The world.
     pub store: Store,
+    /// What follows from it, while this process writes.
+    pub backlog: Option<Backlog>,
     /// What the watches say.
     pub changes: mpsc::Receiver<Change>,
     /// Whether this process leads.
@@ -57,6 +60,9 @@ impl Controller {
             let leads = *self.leads.borrow_and_update();
             self.metrics.leader.set(i64::from(leads));
             let may_write = leads && self.store.synced();
+            if !may_write && self.backlog.take().is_some() {
+                schedule = Schedule::new(Instant::now());
+            }
             let tick = Instant::now() + SIGN_OF_LIFE;
             let next = if may_write {
                 schedule.next().min(tick)
@@ -87,7 +93,7 @@ impl Controller {
     fn take_in(&mut self, changes: &mut Vec<Change>, schedule: &mut Schedule) {
         let mut changed = false;
         for change in changes.drain(..) {
-            changed |= self.store.apply(change);
+            changed |= self.apply(change);
         }
         if changed {
             schedule.changed(Instant::now());
@@ -95,43 +101,71 @@ impl Controller {
         self.health.set_synced(self.store.synced());
     }
 
+    /// Takes in one change. Whether the world is now another.
+    fn apply(&mut self, change: Change) -> bool {
+        match &mut self.backlog {
+            Some(backlog) => self
+                .store
+                .apply_noting(change, |difference| backlog.note(difference)),
+            None => self.store.apply(change),
+        }
+    }
+
     /// Does what is due.
     async fn work(&mut self, schedule: &mut Schedule) {
         let now = Instant::now();
-        if !schedule.plan_due(now) && !schedule.status_due(now) {
+        if !schedule.is_due(now) {
             return;
         }
-        let outcome = self.plan();
-        let mut ok = self.write_plans(&outcome).await;
+        if schedule.anew_due(now) {
+            self.backlog = None;
+            schedule.planned_anew(now);
+        }
+        self.catch_up();
+        let mut ok = self.write_plans().await;
         if schedule.status_due(Instant::now()) || self.is_waited_for() {
             schedule.status_done();
-            ok &= self.write_statuses(&outcome).await;
-        } else {
+            ok &= self.write_statuses().await;
+        }
+        let backlog = self.catch_up();
+        if ok && !backlog.policies().is_empty() {
             schedule.status_changed(Instant::now());
         }
-        match ok {
-            true => schedule.planned(Instant::now()),
+        // What was written may ask for more.
+        match ok && !backlog.has_plans() {
+            true => schedule.planned(),
             false => schedule.failed(Instant::now()),
         }
     }
 
-    fn plan(&self) -> Outcome {
+    /// Brings what follows from the world up to date.
+    fn catch_up(&mut self) -> &mut Backlog {
         let begun = std::time::Instant::now();
         let world = self.store.world();
-        let outcome = plan(world);
+        let backlog = match self.backlog.take() {
+            None => Backlog::new(world),
+            Some(backlog) if backlog.is_current() => return self.backlog.insert(backlog),
+            Some(mut backlog) => {
+                backlog.catch_up(world);
+                backlog
+            }
+        };
         let took = begun.elapsed();
         self.metrics.planned(took);
         self.metrics.policies.set(count(world.policies.len()));
-        self.metrics.plans.set(count(outcome.plans.len()));
-        let selected = outcome.plans.values().map(|p| p.pods.len()).sum();
-        self.metrics.pods_selected.set(count(selected));
-        tracing::debug!(?took, plans = outcome.plans.len(), "planned");
-        outcome
+        self.metrics.plans.set(count(world.nodes.len()));
+        self.metrics
+            .pods_selected
+            .set(count(backlog.planner().captured()));
+        tracing::debug!(?took, "planned");
+        self.backlog.insert(backlog)
     }
 
     /// Whether a policy's spec is newer than its status: its user waits for an answer.
     fn is_waited_for(&self) -> bool {
-        self.store.world().policies.values().any(|policy| {
+        let policies = &self.store.world().policies;
+        let touched = self.backlog.iter().flat_map(Backlog::policies);
+        touched.filter_map(|name| policies.get(name)).any(|policy| {
             let conditions = &policy.status.conditions;
             conditions.is_empty()
                 || conditions
@@ -141,33 +175,52 @@ impl Controller {
     }
 
     /// Writes the plans that differ. Whether all went well.
-    async fn write_plans(&mut self, outcome: &Outcome) -> bool {
+    async fn write_plans(&mut self) -> bool {
         let mut ok = true;
-        for wave in apply::due(self.store.world(), outcome) {
-            let writer = &self.writer;
-            let writes = wave.into_iter().map(|write| writer.plan(write));
-            let mut results = futures::stream::iter(writes).buffer_unordered(IN_FLIGHT);
-            while let Some(result) = results.next().await {
-                self.health.alive();
-                self.metrics.plan_written(result.is_ok());
-                match result {
-                    Ok(change) => {
-                        self.store.apply(change);
-                    }
-                    Err(error) => {
-                        self.report(&error);
-                        ok = false;
-                    }
+        for wave in self.backlog.as_ref().map(Backlog::waves).unwrap_or_default() {
+            let mut in_flight = FuturesUnordered::new();
+            for node in wave {
+                let world = self.store.world();
+                // Each plan is made when its turn comes: all of them together would take much memory.
+                let write = self.backlog.as_ref().and_then(|b| b.write(&node, world));
+                let writer = self.writer.clone();
+                in_flight.extend(write.map(|write| async move { writer.plan(write).await }));
+                if in_flight.len() == IN_FLIGHT {
+                    ok &= self.plan_written(in_flight.next().await);
                 }
+            }
+            while !in_flight.is_empty() {
+                ok &= self.plan_written(in_flight.next().await);
             }
         }
         ok
     }
 
+    /// Takes in what became of a plan's write. Whether that is good news.
+    fn plan_written(&mut self, result: Option<Result<Change, Error>>) -> bool {
+        let Some(result) = result else { return true };
+        self.health.alive();
+        self.metrics.plan_written(result.is_ok());
+        match result {
+            Ok(change) => {
+                self.apply(change);
+                true
+            }
+            Err(error) => {
+                self.report(&error);
+                false
+            }
+        }
+    }
+
     /// Writes the statuses that differ, and sends Events of what they say anew. Whether all went well.
-    async fn write_statuses(&mut self, outcome: &Outcome) -> bool {
+    async fn write_statuses(&mut self) -> bool {
+        // Whether a plan is written shows in the statuses.
+        let policies = self.catch_up().take_policies();
+        let Some(backlog) = &self.backlog else { return true };
+        let due = status::due(&policies, self.store.world(), backlog, Timestamp::now());
         let mut ok = true;
-        for (name, status) in status::due(self.store.world(), outcome, Timestamp::now()) {
+        for (name, status) in due {
             let Some(policy) = self.store.world().policies.get(&name) else {
                 continue;
             };
@@ -178,12 +231,13 @@ impl Controller {
             self.metrics.status_written(written.is_ok());
             match written {
                 Ok(change) => {
-                    self.store.apply(change);
+                    self.apply(change);
                     self.send_events(&name, &uid, notes).await;
                 }
                 Err(error) => {
                     self.report(&error);
                     ok = false;
+                    self.backlog.iter_mut().for_each(|b| b.put_back(name.clone()));
                 }
             }
         }

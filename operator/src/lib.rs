@@ -17,7 +17,7 @@
 //!   After a restart that one is not known any more; then the same pods are captured without a gateway, so
 //!   that their packets meet `noGateway` (by default: are dropped) instead of leaving with an address that
 //!   nobody chose. A spec that was never accepted does nothing. See [`world::PolicySpec`].
-//! - **The order of writes** is gateways, sources, gateways that are done: see [`apply::due`].
+//! - **The order of writes** is gateways, sources, gateways that are done: see [`apply::difference`].
 //! - **Policy ids** are read back from statuses and plans, and not given again soon: see [`plan::ids`].
 //! - **A gateway that is not Ready** stays while no Ready node can take its place: its kernel may well work.
 //! - **A node without a part in any policy** has a plan without cluster ranges, so that it is not written
@@ -42,6 +42,7 @@
 
 pub mod address;
 pub mod apply;
+pub mod backlog;
 pub mod choice;
 pub mod cli;
 pub mod condition;

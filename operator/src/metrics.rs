@@ -55,7 +55,7 @@ impl Default for Metrics {
             pods_selected: Gauge::default(),
             plans: Gauge::default(),
             leader: Gauge::default(),
-            plan_duration: Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
+            plan_duration: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             plan_writes: Family::default(),
             status_writes: Family::default(),
             watch_errors: Family::default(),
@@ -67,7 +67,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A plan was made.
+    /// Plans were brought up to date.
     pub fn planned(&self, took: Duration) {
         self.plan_duration.observe(took.as_secs_f64());
     }
@@ -111,7 +111,7 @@ impl Metrics {
         r.register("leader", "Whether this process writes", self.leader.clone());
         r.register(
             "plan_duration_seconds",
-            "Time to make all plans",
+            "Time to bring the plans up to date",
             self.plan_duration.clone(),
         );
         r.register(

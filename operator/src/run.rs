@@ -48,6 +48,7 @@ pub async fn run(config: Config, client: Client, stop: CancellationToken) -> Res
 
     let controller = Controller {
         store: Store::new(config.cluster),
+        backlog: None,
         changes,
         leads,
         writer: Writer::new(client.clone()),

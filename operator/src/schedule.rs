@@ -11,25 +11,29 @@ const LONGEST_WAIT: Duration = Duration::from_millis(200);
 /// Time from a plan to the policies' statuses: most agents have answered by then, and one patch tells what
 /// would have taken two.
 const STATUS_DELAY: Duration = Duration::from_millis(300);
-/// Plans are made again after this long, whatever the watches say.
+/// Plans are made from scratch after this long, whatever the watches say.
 const RECHECK: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// When the next plan and the next statuses are due.
+/// When plans and statuses are due.
 #[derive(Debug)]
 pub struct Schedule {
-    plan: Instant,
+    /// Plans have to be brought up to date, and what of them differs to be written.
+    plan: Option<Instant>,
+    /// Plans have to be made from scratch.
+    anew: Instant,
     first_change: Option<Instant>,
     status: Option<Instant>,
     retry: Option<Duration>,
 }
 
 impl Schedule {
-    /// A plan is due at once.
+    /// Plans are due at once.
     pub fn new(now: Instant) -> Self {
         Self {
-            plan: now,
+            plan: Some(now),
+            anew: now,
             first_change: None,
             status: None,
             retry: None,
@@ -41,23 +45,28 @@ impl Schedule {
         let first = *self.first_change.get_or_insert(now);
         let due = (now + QUIET).min(first + LONGEST_WAIT);
         if self.retry.is_none() {
-            self.plan = due;
+            self.plan = Some(due);
         }
     }
 
-    /// Plans were made and written.
-    pub fn planned(&mut self, now: Instant) {
-        self.first_change = None;
-        self.retry = None;
-        self.plan = now + RECHECK;
+    /// Plans were made from scratch.
+    pub fn planned_anew(&mut self, now: Instant) {
+        self.anew = now + RECHECK;
     }
 
-    /// Something was not written: plans are made again after a pause that grows.
+    /// Plans are up to date and written.
+    pub fn planned(&mut self) {
+        self.first_change = None;
+        self.retry = None;
+        self.plan = None;
+    }
+
+    /// Something was not written: that is tried again after a pause that grows.
     pub fn failed(&mut self, now: Instant) {
         let pause = self.retry.map_or(FIRST_RETRY, |r| (r * 2).min(LONGEST_RETRY));
         self.first_change = None;
         self.retry = Some(pause);
-        self.plan = now + pause;
+        self.plan = Some(now + pause);
     }
 
     /// Statuses may have changed.
@@ -70,9 +79,14 @@ impl Schedule {
         self.status = None;
     }
 
-    /// Whether a plan is due.
-    pub fn plan_due(&self, now: Instant) -> bool {
-        self.plan <= now
+    /// Whether anything is due.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.next() <= now
+    }
+
+    /// Whether plans have to be made from scratch.
+    pub fn anew_due(&self, now: Instant) -> bool {
+        self.anew <= now
     }
 
     /// Whether statuses are due.
@@ -82,7 +96,8 @@ impl Schedule {
 
     /// When the next thing is due.
     pub fn next(&self) -> Instant {
-        self.status.map_or(self.plan, |status| status.min(self.plan))
+        let times = [self.plan, self.status].into_iter().flatten();
+        times.fold(self.anew, Instant::min)
     }
 }
 
@@ -92,25 +107,32 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    /// Nothing is due but plans from scratch, in a while.
+    fn settled(now: Instant) -> Schedule {
+        let mut schedule = Schedule::new(now);
+        schedule.planned_anew(now);
+        schedule.planned();
+        schedule
+    }
+
     #[test]
     fn changes_gather_but_do_not_wait_for_ever() {
         let start = Instant::now();
-        let mut schedule = Schedule::new(start);
-        schedule.planned(start);
+        let mut schedule = settled(start);
         for ms in (0..1000).step_by(10) {
             let now = start + ms * MS;
             schedule.changed(now);
             assert!(schedule.next() <= start + LONGEST_WAIT);
             assert!(ms >= 180 || schedule.next() == now + QUIET);
         }
-        assert!(schedule.plan_due(start + LONGEST_WAIT));
-        assert!(!schedule.plan_due(start + LONGEST_WAIT - MS));
+        assert!(schedule.is_due(start + LONGEST_WAIT));
+        assert!(!schedule.is_due(start + LONGEST_WAIT - MS));
     }
 
     #[test]
     fn pauses_after_failures_grow_to_a_bound_and_changes_do_not_shorten_them() {
         let now = Instant::now();
-        let mut schedule = Schedule::new(now);
+        let mut schedule = settled(now);
         let mut pauses = Vec::new();
         for _ in 0..12 {
             schedule.failed(now);
@@ -120,15 +142,14 @@ mod tests {
         assert_eq!(pauses[0], FIRST_RETRY);
         assert_eq!(pauses[1], FIRST_RETRY * 2);
         assert_eq!(pauses[11], LONGEST_RETRY);
-        schedule.planned(now);
+        schedule.planned();
         assert_eq!(schedule.next() - now, RECHECK);
     }
 
     #[test]
     fn statuses_wait_once_however_many_changes_come() {
         let now = Instant::now();
-        let mut schedule = Schedule::new(now);
-        schedule.planned(now);
+        let mut schedule = settled(now);
         schedule.status_changed(now);
         schedule.status_changed(now + STATUS_DELAY - MS);
         assert!(schedule.status_due(now + STATUS_DELAY));

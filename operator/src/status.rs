@@ -6,15 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use egressnat_crds::EgressNATPolicyStatus;
 use egressnat_crds::policy::GatewayStatus;
-use egressnat_crds::{EgressNATPolicyStatus, EgressPlanSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::backlog::Backlog;
 use crate::condition::{ConditionType, Reason, Verdict, some_of};
 use crate::exhausted;
-use crate::plan::{GatewayOutcome, Outcome, PolicyOutcome, lost};
-use crate::world::{ExistingPlan, Policy, World};
+use crate::plan::{GatewayOutcome, PolicyOutcome, lost};
+use crate::world::{Policy, World};
 
 /// How far a node is with its plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,29 +28,31 @@ pub enum Progress {
     Failed(String),
 }
 
-/// The statuses that differ from those on the API server, by policy name.
-pub fn due(world: &World, outcome: &Outcome, now: Timestamp) -> BTreeMap<String, EgressNATPolicyStatus> {
-    let progress: BTreeMap<&str, Progress> = outcome
-        .plans
-        .iter()
-        .map(|(node, desired)| (node.as_str(), progress(world.plans.get(node), desired)))
-        .collect();
+/// The statuses of the policies `names` that differ from those on the API server, by policy name.
+pub fn due(
+    names: &BTreeSet<String>,
+    world: &World,
+    backlog: &Backlog,
+    now: Timestamp,
+) -> BTreeMap<String, EgressNATPolicyStatus> {
+    let outcomes = backlog
+        .planner()
+        .policies(names.iter().map(String::as_str), world);
     let mut due = BTreeMap::new();
-    for (name, policy) in &world.policies {
-        if let Some(made) = outcome.policies.get(name) {
-            let exhausted = exhausted::message(name, made, world);
-            let status = status(policy, made, &progress, world, exhausted, now);
-            if status != policy.status {
-                due.insert(name.clone(), status);
-            }
+    for (name, outcome) in outcomes {
+        let policy = &world.policies[&name];
+        let exhausted = exhausted::message(&name, &outcome, world);
+        let status = status(policy, &outcome, backlog, world, exhausted, now);
+        if status != policy.status {
+            due.insert(name, status);
         }
     }
     due
 }
 
 /// How far a node is, by what its agent says of the plan that it should have.
-fn progress(existing: Option<&ExistingPlan>, desired: &EgressPlanSpec) -> Progress {
-    let Some(existing) = existing.filter(|e| e.spec == *desired) else {
+fn progress(node: &str, world: &World, backlog: &Backlog) -> Progress {
+    let Some(existing) = world.plans.get(node).filter(|_| backlog.is_written(node)) else {
         return Progress::Pending;
     };
     let ready = existing.status.conditions.iter().find(|c| c.type_ == "Ready");
@@ -64,18 +67,15 @@ fn progress(existing: Option<&ExistingPlan>, desired: &EgressPlanSpec) -> Progre
 fn status(
     policy: &Policy,
     outcome: &PolicyOutcome,
-    progress: &BTreeMap<&str, Progress>,
+    backlog: &Backlog,
     world: &World,
     exhausted: Option<String>,
     now: Timestamp,
 ) -> EgressNATPolicyStatus {
     let missing = missing_addresses(outcome, world);
-    let nodes: Vec<(&str, &Progress)> = outcome
-        .nodes
-        .iter()
-        .filter_map(|node| Some((node.as_str(), progress.get(node.as_str())?)))
-        .collect();
-    let programmed = nodes.iter().filter(|(_, p)| **p == Progress::Programmed).count();
+    let nodes = outcome.nodes.iter().map(String::as_str);
+    let nodes: Vec<(&str, Progress)> = nodes.map(|node| (node, progress(node, world, backlog))).collect();
+    let programmed = nodes.iter().filter(|(_, p)| *p == Progress::Programmed).count();
     let degraded = degraded_verdict(outcome, &missing, exhausted);
     let verdict = |of: ConditionType| match of {
         ConditionType::Accepted => outcome.accepted.clone(),
@@ -154,7 +154,7 @@ fn missing_addresses<'a>(outcome: &'a PolicyOutcome, world: &World) -> Missing<'
 
 fn programmed_verdict(
     outcome: &PolicyOutcome,
-    nodes: &[(&str, &Progress)],
+    nodes: &[(&str, Progress)],
     programmed: usize,
     missing: &Missing<'_>,
 ) -> Verdict {
@@ -184,7 +184,7 @@ fn programmed_verdict(
     if programmed < concerned {
         let waiting = nodes
             .iter()
-            .filter(|(_, p)| **p != Progress::Programmed)
+            .filter(|(_, p)| *p != Progress::Programmed)
             .map(|(name, _)| *name);
         let message = format!(
             "{programmed} of {concerned} nodes are programmed; waiting for {}",
@@ -236,6 +236,7 @@ mod tests {
     use super::*;
     use crate::plan::plan;
     use crate::testing;
+    use crate::world::ExistingPlan;
 
     const WORLD: &str = r#"
 kind: Node
@@ -263,6 +264,7 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         let mut world = testing::world(WORLD);
         for (node, spec) in plan(&world).plans {
             let plan = ExistingPlan {
+                owner: Some(node.clone()),
                 generation: 2,
                 spec,
                 ..ExistingPlan::default()
@@ -285,10 +287,14 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         world
     }
 
+    /// The statuses of all policies that differ.
+    fn all_due(world: &World, now: Timestamp) -> BTreeMap<String, EgressNATPolicyStatus> {
+        let backlog = Backlog::new(world);
+        due(backlog.policies(), world, &backlog, now)
+    }
+
     fn status_of(world: &World) -> EgressNATPolicyStatus {
-        due(world, &plan(world), testing::time(0))
-            .remove("policy")
-            .unwrap()
+        all_due(world, testing::time(0)).remove("policy").unwrap()
     }
 
     fn says(status: &EgressNATPolicyStatus, type_: ConditionType) -> (&str, &str) {
@@ -394,11 +400,11 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         let first = status_of(&world);
         world.policies.get_mut("policy").unwrap().status = first.clone();
         let later = testing::time(1000);
-        assert!(due(&world, &plan(&world), later).is_empty());
+        assert!(all_due(&world, later).is_empty());
 
         let mut done = self::world(&[("gateway", 2, "True", &[]), ("source", 2, "True", &[])]);
         done.policies = world.policies.clone();
-        let second = due(&done, &plan(&done), later).remove("policy").unwrap();
+        let second = all_due(&done, later).remove("policy").unwrap();
         for (before, after) in first.conditions.iter().zip(&second.conditions) {
             let moved = before.status != after.status;
             assert_eq!(after.last_transition_time.0 == later, moved, "{}", after.type_);

@@ -51,6 +51,7 @@ fn start(failures: usize) -> Loop {
     let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(Health::default()));
     let controller = Controller {
         store: Store::default(),
+        backlog: None,
         changes,
         leads,
         writer: Writer::new(client.clone()),

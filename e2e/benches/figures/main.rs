@@ -1,7 +1,8 @@
 //! `make bench`: what egressnat costs, side by side with what it is compared with, in one run.
 //!
 //! Everything happens in network namespaces of its own, between their own addresses. With `BENCH_QUICK=1` it
-//! takes less than two minutes, and the figures are rough.
+//! takes less than two minutes, and the figures are rough. With `BENCH_ONLY=planner` there are only the planner's, and
+//! nothing is written.
 
 mod agent;
 mod compare;
@@ -26,8 +27,7 @@ struct Effort {
     rounds: usize,
     window: probe::Window,
     agent: agent::Effort,
-    /// Repetitions of the planner's work.
-    plans: usize,
+    planner: operator::Effort,
 }
 
 const FULL: Effort = Effort {
@@ -41,7 +41,10 @@ const FULL: Effort = Effort {
         starts: 11,
         idle: Duration::from_secs(65),
     },
-    plans: 11,
+    planner: operator::Effort {
+        plans: 11,
+        events: 1_000,
+    },
 };
 
 const QUICK: Effort = Effort {
@@ -52,7 +55,10 @@ const QUICK: Effort = Effort {
         starts: 3,
         idle: Duration::from_secs(10),
     },
-    plans: 3,
+    planner: operator::Effort {
+        plans: 3,
+        events: 1_000,
+    },
 };
 
 fn main() -> Result<()> {
@@ -62,8 +68,12 @@ fn main() -> Result<()> {
         Ok("" | "0") | Err(_) => FULL,
         Ok(_) => QUICK,
     };
+    if env::var("BENCH_ONLY").is_ok_and(|only| only == "planner") {
+        results::print(&operator::records(effort.planner)?);
+        return Ok(());
+    }
     let mut records = datapath(&effort)?;
-    records.extend(operator::records(effort.plans)?);
+    records.extend(operator::records(effort.planner)?);
     eprintln!("bench: the agent, about {} s", effort.agent.idle.as_secs() + 20);
     records.extend(agent::records(effort.agent)?);
     let machine = machine(cores)?;

@@ -77,6 +77,7 @@ pub fn status(lost: &[Lost]) -> (Vec<LostTo>, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backlog::Backlog;
     use crate::plan::{Outcome, plan};
     use crate::{status, testing};
 
@@ -184,7 +185,8 @@ status: {addresses: [{type: InternalIP, address: 172.18.0.1}]}
             ));
         }
         let world = testing::world(&format!("{NODE}{}", objects.concat()));
-        let mut due = status::due(&world, &plan(&world), testing::time(0));
+        let backlog = Backlog::new(&world);
+        let mut due = status::due(backlog.policies(), &world, &backlog, testing::time(0));
         let status = due.remove("all").unwrap();
         assert_eq!((status.lost.len(), status.more_lost), (16, 3));
         assert_eq!(status.lost[0].policy, "many");

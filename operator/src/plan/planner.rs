@@ -75,6 +75,11 @@ impl Planner {
         }
     }
 
+    /// Whether nothing was noted since the planner last caught up.
+    pub fn is_current(&self) -> bool {
+        self.stale == Stale::default()
+    }
+
     /// Draws the consequences of all that was noted; `world` is as all these differences left it.
     pub fn catch_up(&mut self, world: &World) -> Touched {
         let stale = std::mem::take(&mut self.stale);

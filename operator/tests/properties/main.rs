@@ -12,10 +12,11 @@ use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
+use egressnat_operator::backlog::Backlog;
 use egressnat_operator::plan::{Outcome, PolicyOutcome, plan};
+use egressnat_operator::status;
 use egressnat_operator::store::Store;
 use egressnat_operator::world::World;
-use egressnat_operator::{apply, status};
 use proptest::prelude::*;
 
 use worlds::{PodSeed, PolicySeed, Seeds, probes, seeds};
@@ -183,9 +184,10 @@ proptest! {
         settle(&mut world, &first);
         let second = plan(&world);
         prop_assert_eq!(&first, &second);
-        prop_assert!(apply::due(&world, &second).iter().all(Vec::is_empty));
+        let backlog = Backlog::new(&world);
+        prop_assert!(backlog.waves().iter().all(Vec::is_empty));
         let now = worlds::time(1000);
-        prop_assert!(status::due(&world, &second, now).is_empty());
+        prop_assert!(status::due(backlog.policies(), &world, &backlog, now).is_empty());
     }
 
     #[test]
@@ -327,7 +329,8 @@ fn ips_using(spec: &EgressPlanSpec, id: u16) -> Vec<IpAddr> {
 /// Makes the world as it is when all is written and every agent has done its work.
 fn settle(world: &mut World, outcome: &Outcome) {
     worlds::program(world, outcome);
-    for (name, status) in status::due(world, outcome, worlds::time(0)) {
+    let backlog = Backlog::new(world);
+    for (name, status) in status::due(backlog.policies(), world, &backlog, worlds::time(0)) {
         world.policies.get_mut(&name).unwrap().status = status;
     }
 }

@@ -1,0 +1,103 @@
+//! What is still to be written: plans that the API server does not hold as they should be, and policies whose status
+//! may say what is not so any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::apply::{self, PlanWrite, WAVES};
+use crate::difference::Difference;
+use crate::plan::{Planner, Touched};
+use crate::world::World;
+
+/// A planner, and what of that which follows from it is still to be written.
+#[derive(Debug)]
+pub struct Backlog {
+    planner: Planner,
+    /// The wave in which each node's plan is to be written. The plan itself is made when its turn comes.
+    plans: BTreeMap<String, usize>,
+    policies: BTreeSet<String>,
+}
+
+impl Backlog {
+    /// From scratch.
+    pub fn new(world: &World) -> Self {
+        let mut backlog = Self {
+            planner: Planner::new(world),
+            plans: BTreeMap::new(),
+            policies: BTreeSet::new(),
+        };
+        backlog.add(Touched::everything(world), world);
+        backlog
+    }
+
+    /// Takes note of a difference. Nothing follows from it before [`Backlog::catch_up`].
+    pub fn note(&mut self, difference: Difference<'_>) {
+        self.planner.note(difference);
+    }
+
+    /// Draws the consequences of all that was noted; `world` is as all these differences left it.
+    pub fn catch_up(&mut self, world: &World) {
+        let touched = self.planner.catch_up(world);
+        self.add(touched, world);
+    }
+
+    /// Whether nothing was noted since.
+    pub fn is_current(&self) -> bool {
+        self.planner.is_current()
+    }
+
+    /// The planner.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// The nodes whose plans are to be written, in waves, each to be sent before the next.
+    pub fn waves(&self) -> [Vec<String>; WAVES] {
+        let mut waves = [const { Vec::new() }; WAVES];
+        for (node, wave) in &self.plans {
+            waves[*wave].push(node.clone());
+        }
+        waves
+    }
+
+    /// Whether any plan is to be written.
+    pub fn has_plans(&self) -> bool {
+        !self.plans.is_empty()
+    }
+
+    /// Whether the API server holds this node's plan as it should be.
+    pub fn is_written(&self, node: &str) -> bool {
+        !self.plans.contains_key(node)
+    }
+
+    /// What is to be written of a node's plan.
+    pub fn write(&self, node: &str, world: &World) -> Option<PlanWrite> {
+        apply::difference(node, &self.planner, world).map(|(_, write)| write)
+    }
+
+    /// The policies whose status may be another.
+    pub fn policies(&self) -> &BTreeSet<String> {
+        &self.policies
+    }
+
+    /// These policies are looked at.
+    pub fn take_policies(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.policies)
+    }
+
+    /// This policy has to be looked at again.
+    pub fn put_back(&mut self, policy: String) {
+        self.policies.insert(policy);
+    }
+
+    fn add(&mut self, touched: Touched, world: &World) {
+        for node in touched.plans {
+            let policies = self.planner.policies_of(&node).into_iter();
+            self.policies.extend(policies.map(str::to_owned));
+            match apply::difference(&node, &self.planner, world) {
+                Some((wave, _)) => self.plans.insert(node, wave),
+                None => self.plans.remove(&node),
+            };
+        }
+        self.policies.extend(touched.policies);
+    }
+}
