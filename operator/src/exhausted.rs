@@ -21,8 +21,8 @@ pub fn message(policy: &str, outcome: &PolicyOutcome, world: &World) -> Option<S
     let exhausted = some_of_with("; ", exhausted.iter().map(String::as_str));
     (!exhausted.is_empty()).then(|| {
         format!(
-            "{exhausted}: further connections there are dropped; widen sourcePorts, or use egressGateways with \
-             more addresses"
+            "{exhausted}: further connections there are dropped; widen sourcePorts, or use more \
+             egressSourceIPs or egressGateways"
         )
     })
 }

@@ -327,7 +327,7 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         assert_eq!(
             status.conditions.last().unwrap().message,
             "gateway has no source port of 20000-20999 left on 172.18.0.1 for TCP to 192.0.2.9 port 443: further \
-             connections there are dropped; widen sourcePorts, or use egressGateways with more addresses"
+             connections there are dropped; widen sourcePorts, or use more egressSourceIPs or egressGateways"
         );
         assert_eq!(says(&status, ConditionType::Programmed), ("True", "Programmed"));
         let status = lacks("another");

@@ -71,6 +71,14 @@ impl Conversation {
     /// # Errors
     /// When no answer comes on this connection.
     pub fn ask(&mut self) -> Result<IpAddr> {
+        Ok(self.peer()?.ip())
+    }
+
+    /// Asks whom the server sees, and with which port.
+    ///
+    /// # Errors
+    /// When no answer comes on this connection.
+    pub fn peer(&mut self) -> Result<SocketAddr> {
         let answer = self.request(b"who\n");
         parse_peer(&answer.context(|| "ask on a TCP connection".into())?)
     }
@@ -153,6 +161,14 @@ impl Flow {
     /// # Errors
     /// When no answer comes.
     pub fn ask(&self) -> Result<IpAddr> {
+        Ok(self.peer()?.ip())
+    }
+
+    /// As [`Self::ask`], with the port that it sees.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn peer(&self) -> Result<SocketAddr> {
         let mut buffer = [0_u8; 256];
         let mut last = None;
         for _ in 0..4 {
@@ -247,8 +263,7 @@ pub fn download(netns: &Netns, server: IpAddr, length: usize, patience: Duration
     }
 }
 
-fn parse_peer(text: &str) -> Result<IpAddr> {
+fn parse_peer(text: &str) -> Result<SocketAddr> {
     let peer = text.trim().parse::<SocketAddr>();
-    peer.map(|peer| peer.ip())
-        .map_err(|error| Error::State(format!("not an answer of the server's: {text:?}: {error}")))
+    peer.map_err(|error| Error::State(format!("not an answer of the server's: {text:?}: {error}")))
 }

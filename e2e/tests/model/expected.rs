@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::EgressNATPolicySpec;
 use egressnat_crds::policy::{NoGateway, PodSelection};
+use egressnat_crds::ports::PortRange;
 use egressnat_crds::selector::{LabelSelector, Labels};
 use ipnet::IpNet;
 
@@ -21,11 +22,12 @@ pub type Verdict = Result<Vec<Capture>, NotCaptured>;
 /// What a policy does to a packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Capture {
-    /// It leaves by the gateway with this address.
+    /// It leaves by the gateway with this address, and one of these ports if not any.
     Egress {
         policy: String,
         gateway: String,
         address: IpAddr,
+        ports: Option<PortRange>,
     },
     /// No gateway can take it: it leaves as that of any other pod.
     NodeAddress { policy: String },
@@ -72,7 +74,11 @@ impl fmt::Display for Capture {
                 policy,
                 gateway,
                 address,
-            } => write!(f, "{policy}: {gateway} sends with {address}"),
+                ports,
+            } => {
+                write!(f, "{policy}: {gateway} sends with {address}")?;
+                ports.map_or(Ok(()), |ports| write!(f, ", ports {ports}"))
+            }
             Self::NodeAddress { policy } => write!(f, "{policy}: node address"),
             Self::Dropped { policy } => write!(f, "{policy}: dropped"),
         }
@@ -150,6 +156,7 @@ fn by(world: &World, policy: &Policy, node: &Node, destination: IpAddr, gateway:
             policy: name,
             gateway,
             address,
+            ports: policy.spec.source_ports.as_deref().map(|p| p.parse().unwrap()),
         },
         (None, NoGateway::Drop) => Capture::Dropped { policy: name },
         (None, NoGateway::NodeIP) => Capture::NodeAddress { policy: name },
@@ -206,8 +213,12 @@ fn was_ever_accepted(policy: &Policy) -> bool {
 }
 
 /// A spec that cannot mean anything: a selector that nothing can match, no destination left, or none that the
-/// egress addresses could serve.
+/// egress addresses could serve, or no ports.
 pub fn is_refused(spec: &EgressNATPolicySpec) -> bool {
+    let ports = spec.source_ports.as_deref().map(str::parse::<PortRange>);
+    if ports.is_some_and(|ports| ports.is_err()) {
+        return true;
+    }
     let of_entries = spec.selectors.iter().flat_map(selectors_of);
     let choices = choices(spec);
     let of_gateways = choices.iter().filter_map(|c| c.selector);

@@ -227,6 +227,7 @@ impl Cluster {
                     policy,
                     gateway: at.clone(),
                     address,
+                    ports: packet.snat_ports,
                 })),
                 (Some(policy), None) if at == &source.name => Ok(Some(Capture::NodeAddress { policy })),
                 (policy, address) => Err(format!("{at} sends a packet of {policy:?} with {address:?}")),

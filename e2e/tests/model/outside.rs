@@ -1,13 +1,15 @@
 //! A few worlds in the kernel: the bare topology with an agent on every node, and what the outside sees.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use egressnat_agent::owned::Drop as Reason;
+use egressnat_crds::ports::PortRange;
 use egressnat_e2e::netns::Netns;
 use egressnat_e2e::topology::{
-    API_SERVER, ELSEWHERE, FAMILIES, Family, Node, Options, SERVER, Topology, ask_tcp, ask_udp, knock_udp,
+    API_SERVER, Conversation, ELSEWHERE, FAMILIES, Family, Flow, Node, Options, PORT, SERVER, Topology,
+    ask_udp, knock_udp,
 };
 use egressnat_e2e::wait;
 use egressnat_operator::plan::plan;
@@ -34,13 +36,34 @@ fn the_outside_sees_what_the_model_says() {
         lab.program(&world);
         lab.compare(&world, &mut met);
     }
-    assert_eq!(met.len(), 4, "the worlds are all alike: only {met:?}");
+    assert_eq!(met.len(), 5, "the worlds are all alike: only {met:?}");
 }
 
 fn world(seed: u8) -> World {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     topology_worlds().new_tree(&mut runner).unwrap().current()
+}
+
+/// Whom the server sees, by UDP and by TCP.
+#[derive(Debug)]
+struct Seen {
+    address: IpAddr,
+    ports: [u16; 2],
+}
+
+/// Whom it must see.
+#[derive(Clone, Copy)]
+struct Wanted {
+    address: IpAddr,
+    ports: Option<PortRange>,
+}
+
+impl Wanted {
+    fn fits(&self, seen: &Seen) -> bool {
+        let fits = |port: &u16| self.ports.is_none_or(|ports| ports.contains(*port));
+        self.address == seen.address && seen.ports.iter().all(fits)
+    }
 }
 
 struct Lab {
@@ -74,7 +97,12 @@ impl Lab {
                         let seen = self.seen(&pod.netns, agent, server, &verdict);
                         let who = format!("{} to {server}: {}", pod.name, say(&verdict));
                         let wanted = wanted(&verdict, node, family, met);
-                        assert!(wanted.contains(&seen), "{who}, seen is {seen:?}\n{world}");
+                        let fits = wanted.iter().any(|wanted| match (wanted, &seen) {
+                            (None, None) => true,
+                            (Some(wanted), Some(seen)) => wanted.fits(seen),
+                            _ => false,
+                        });
+                        assert!(fits, "{who}, seen is {seen:?}\n{world}");
                     }
                     let seen = ask_udp(&node.netns, server).ok();
                     assert_eq!(
@@ -89,7 +117,7 @@ impl Lab {
     }
 
     /// Whom the server sees, by UDP and TCP alike. None where the packet is dropped, as the verdict says.
-    fn seen(&self, netns: &Netns, agent: &Agent, server: IpAddr, verdict: &Verdict) -> Option<IpAddr> {
+    fn seen(&self, netns: &Netns, agent: &Agent, server: IpAddr, verdict: &Verdict) -> Option<Seen> {
         if let Ok([Capture::Dropped { .. }]) = verdict.as_deref() {
             let before = agent.dropped(Reason::NoGateway);
             knock_udp(netns, server).unwrap();
@@ -100,13 +128,23 @@ impl Lab {
             // Where nothing is dropped, the server's answer says more than the counter.
             return match wait::until("a drop", DEADLINE, dropped) {
                 Ok(()) => None,
-                Err(error) => ask_udp(netns, server).ok().or_else(|| panic!("{error}")),
+                Err(error) => Some(ask(netns, server).unwrap_or_else(|_| panic!("{error}"))),
             };
         }
-        let [by_udp, by_tcp] = [ask_udp(netns, server).ok(), ask_tcp(netns, server).ok()];
-        assert_eq!(by_udp, by_tcp, "{}", say(verdict));
-        by_udp
+        ask(netns, server).ok()
     }
+}
+
+/// Asks by UDP and TCP.
+fn ask(netns: &Netns, server: IpAddr) -> egressnat_e2e::error::Result<Seen> {
+    let server = SocketAddr::new(server, PORT);
+    let udp = Flow::open(netns, server)?.peer()?;
+    let tcp = Conversation::open(netns, server)?.peer()?;
+    assert_eq!(udp.ip(), tcp.ip(), "the sources by UDP and TCP");
+    Ok(Seen {
+        address: udp.ip(),
+        ports: [udp.port(), tcp.port()],
+    })
 }
 
 /// The verdict on what is sent with an address: that on its owner, if it has one.
@@ -121,15 +159,26 @@ fn wanted(
     node: &Node,
     family: Family,
     met: &mut BTreeSet<&'static str>,
-) -> Vec<Option<IpAddr>> {
-    let nodes = node.address.of(family);
+) -> Vec<Option<Wanted>> {
+    let nodes = Wanted {
+        address: node.address.of(family),
+        ports: None,
+    };
     let Ok(captures) = verdict else {
         met.insert("not captured");
         return vec![Some(nodes)];
     };
     let wanted = captures.iter().map(|capture| {
         let (kind, address) = match capture {
-            Capture::Egress { address, .. } => ("egress", Some(*address)),
+            Capture::Egress { address, ports, .. } => {
+                let kind = if ports.is_some() {
+                    "egress with ports"
+                } else {
+                    "egress"
+                };
+                let (address, ports) = (*address, *ports);
+                (kind, Some(Wanted { address, ports }))
+            }
             Capture::NodeAddress { .. } => ("node address", Some(nodes)),
             Capture::Dropped { .. } => ("dropped", None),
         };

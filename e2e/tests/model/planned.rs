@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use egressnat_crds::plan::{EgressPlanSpec, Family, PlanPolicy};
+use egressnat_crds::plan::{EgressPlanSpec, Family, GatewayRole, PlanPolicy};
 use egressnat_crds::policy::NoGateway;
 use egressnat_operator::plan::Outcome;
 use ipnet::IpNet;
@@ -34,11 +34,19 @@ pub fn planned(outcome: &Outcome, pod: &Pod, destination: IpAddr) -> Result<Opti
     let name = policy.name.clone();
     let family = Family::from(destination);
     match (&source.gateway, source.no_gateway) {
-        (Some(gateway), _) if source.families.contains(&family) => Ok(Some(Capture::Egress {
-            policy: name,
-            gateway: gateway.clone(),
-            address: address(outcome, node, gateway, policy.id, family)?,
-        })),
+        (Some(gateway), _) if source.families.contains(&family) => {
+            let role = role(outcome, node, gateway, policy.id)?;
+            let mut of_family = role.addresses.iter().filter(|a| Family::from(**a) == family);
+            let address = of_family
+                .next()
+                .ok_or("the gateway has no address of the family")?;
+            Ok(Some(Capture::Egress {
+                policy: name,
+                gateway: gateway.clone(),
+                address: *address,
+                ports: role.source_ports,
+            }))
+        }
         (_, NoGateway::Drop) => Ok(Some(Capture::Dropped { policy: name })),
         (_, NoGateway::NodeIP) => Ok(Some(Capture::NodeAddress { policy: name })),
     }
@@ -73,8 +81,8 @@ fn policy_of<'a>(
     Ok(Some(policy.ok_or("the interval's policy is not in the plan")?))
 }
 
-/// The address in the gateway's own plan.
-fn address(outcome: &Outcome, node: &str, gateway: &str, id: u16, family: Family) -> Result<IpAddr, String> {
+/// What the gateway's own plan says of the policy.
+fn role<'a>(outcome: &'a Outcome, node: &str, gateway: &str, id: u16) -> Result<&'a GatewayRole, String> {
     let there = outcome.plans.get(gateway).ok_or("the gateway has no plan")?;
     let peers = &outcome.plans[node].peers;
     if gateway != node
@@ -85,12 +93,7 @@ fn address(outcome: &Outcome, node: &str, gateway: &str, id: u16, family: Family
         return Err(format!("{gateway} is no peer of {node}"));
     }
     let policy = there.policies.iter().find(|p| p.id == id);
-    let role = policy
+    policy
         .and_then(|p| p.gateway.as_ref())
-        .ok_or("the gateway does not know the policy")?;
-    let addresses = role.addresses.iter();
-    let mut of_family = addresses.filter(|a| Family::from(**a) == family);
-    Ok(*of_family
-        .next()
-        .ok_or("the gateway has no address of the family")?)
+        .ok_or_else(|| "the gateway does not know the policy".into())
 }

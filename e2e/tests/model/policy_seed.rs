@@ -41,6 +41,17 @@ const CIDRS: [&str; 19] = [
     "2001:db8:51::100/128",
 ];
 
+/// Ranges of ports that overlap or do not. None is so small, or of the ports that clients choose, that the real kernel
+/// would run out of it or be right by chance; the last one is refused.
+const PORTS: [&str; 6] = [
+    "20000-20999",
+    "20500-21499",
+    "22000-22999",
+    "20000-20999",
+    "1024-19999",
+    "21000-20000",
+];
+
 /// Labels of an object: each key absent, or with one of its values.
 pub fn labels(alphabet: Alphabet) -> BoxedStrategy<Map<String, Value>> {
     let pairs: Vec<_> = alphabet
@@ -127,6 +138,7 @@ prop_compose! {
         exclusions in vec(cidr(), 0..3),
         gateway in gateway(),
         no_gateway in proptest::option::weighted(0.6, select(vec!["Drop", "NodeIP"])),
+        ports in proptest::option::weighted(0.4, select(&PORTS[..])),
     ) -> Value {
         let mut spec = gateway;
         spec.insert("selectors".into(), json!(selectors));
@@ -135,6 +147,7 @@ prop_compose! {
         give("destinationCIDRs", (!destinations.is_empty()).then(|| json!(destinations)));
         give("excludedCIDRs", (!exclusions.is_empty()).then(|| json!(exclusions)));
         give("noGateway", no_gateway.map(|n| json!(n)));
+        give("sourcePorts", ports.map(|p| json!(p)));
         Value::Object(spec)
     }
 }

@@ -133,6 +133,7 @@ fn kind(verdict: &Verdict) -> &'static str {
     match verdict {
         Ok(captures) if captures.len() > 1 => "one of several",
         Ok(captures) => match captures[0] {
+            Capture::Egress { ports: Some(_), .. } => "egress with ports",
             Capture::Egress { .. } => "egress",
             Capture::NodeAddress { .. } => "node address",
             Capture::Dropped { .. } => "dropped",
@@ -184,6 +185,7 @@ where
         "egress",
         "one of several",
         "node address",
+        "egress with ports",
         "dropped",
         "taken over",
         "in the cluster",

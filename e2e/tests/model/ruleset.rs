@@ -9,6 +9,7 @@ use egressnat_agent::model::{
     Statement, Verdict,
 };
 use egressnat_crds::plan::Family;
+use egressnat_crds::ports::PortRange;
 
 /// What the rules look at and change.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct Packet {
     pub untracked: bool,
     /// The source address that a NAT chain has bound to the connection.
     pub snat: Option<IpAddr>,
+    /// The ports of which it has one, if not any.
+    pub snat_ports: Option<PortRange>,
     /// It comes back, from the side that did not open the connection.
     pub is_reply: bool,
 }
@@ -45,6 +48,7 @@ impl Packet {
             ct_mark: 0,
             untracked: false,
             snat: None,
+            snat_ports: None,
             is_reply: false,
         }
     }
@@ -158,6 +162,11 @@ impl Table<'_> {
                 }
                 // These worlds' installations ask for none.
                 Statement::Masquerade => return None,
+                Statement::SnatPorts(address, ports) => {
+                    packet.is_of((*address).into()).then_some(())?;
+                    (packet.snat, packet.snat_ports) = (Some(*address), Some(*ports));
+                    return Some((Verdict::Accept, counter));
+                }
                 other if !self.matches(other, packet) => return None,
                 other => act(other, packet),
             }
