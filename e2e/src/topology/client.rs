@@ -152,7 +152,11 @@ impl Flow {
     /// # Errors
     /// When the kernel refuses it, as it does once after an ICMP error came for an earlier one.
     pub fn send(&self) -> Result<()> {
-        self.socket.send(b"who").context(|| "send a datagram".into())?;
+        self.send_octets(b"who")
+    }
+
+    fn send_octets(&self, octets: &[u8]) -> Result<()> {
+        self.socket.send(octets).context(|| "send a datagram".into())?;
         Ok(())
     }
 
@@ -169,10 +173,18 @@ impl Flow {
     /// # Errors
     /// When no answer comes.
     pub fn peer(&self) -> Result<SocketAddr> {
+        self.peer_by(b"who")
+    }
+
+    /// As [`Self::peer`], by datagrams of these octets, which the server does not look at.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn peer_by(&self, octets: &[u8]) -> Result<SocketAddr> {
         let mut buffer = [0_u8; 256];
         let mut last = None;
         for _ in 0..4 {
-            self.send()?;
+            self.send_octets(octets)?;
             match self.socket.recv(&mut buffer) {
                 Ok(length) => return parse_peer(&String::from_utf8_lossy(&buffer[..length])),
                 Err(error) => last = Some(error),

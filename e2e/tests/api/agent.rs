@@ -1,7 +1,9 @@
 //! The real agent against the real API server and a kernel of its own: from the plan to nftables and back to
 //! the plan's status, its probes and its metrics. The test stands in for the operator.
 
-use egressnat_e2e::topology::{SERVER, knock_udp};
+use std::net::SocketAddr;
+
+use egressnat_e2e::topology::{Flow, PORT, SERVER, knock_udp};
 use serde_json::json;
 
 use super::{
@@ -126,11 +128,51 @@ fn drops_are_counted_by_reason() {
         spec["policies"][0]["source"] = json!({"noGateway": "Drop"});
         world.write(spec).await;
         world.says("True", "Programmed").await;
-        assert_eq!(dropped().await, 0);
+        assert_eq!(dropped("no_gateway").await, 0);
         for server in SERVER.both() {
             knock_udp(&world.topology.source.pods[0].netns, server).unwrap();
         }
-        assert_eq!(dropped().await, 2);
+        assert_eq!(dropped("no_gateway").await, 2);
+    });
+}
+
+#[test]
+fn a_policy_without_ports_left_is_counted_and_named_in_the_status() {
+    on_node(async |world| {
+        let source = &world.topology.source;
+        let mut spec = world.spec();
+        spec["peers"] = json!([]);
+        spec["policies"][0]["source"]["gateway"] = json!(source.name);
+        spec["policies"][0]["gateway"] = json!({"addresses": source.egress.both(), "sourcePorts": "20000"});
+        world.write(spec).await;
+        let status = world.says("True", "Programmed").await.status.unwrap();
+        assert_eq!(status.exhausted_ports, []);
+
+        let open = |server| Flow::open(&source.pods[0].netns, SocketAddr::new(server, PORT)).unwrap();
+        let taken = SERVER.both().map(open);
+        for (flow, address) in taken.iter().zip(source.egress.both()) {
+            assert_eq!(flow.peer().unwrap(), SocketAddr::new(address, 20000));
+        }
+        assert_eq!(dropped("ports_exhausted").await, 0);
+        for server in SERVER.both() {
+            open(server).send().unwrap();
+        }
+        eventually("both drops", async || {
+            (dropped("ports_exhausted").await == 2).then_some(())
+        })
+        .await;
+        let named = eventually("both destinations in the status", async || {
+            let plan = world.plans.get(world.name()).await.unwrap();
+            let exhausted = plan.status?.exhausted_ports;
+            (exhausted.len() == 2).then_some(exhausted)
+        })
+        .await;
+        for (of, server) in named.iter().zip(SERVER.both()) {
+            assert_eq!(
+                (of.policy.as_str(), of.destination, of.port),
+                ("walk", server, Some(PORT))
+            );
+        }
     });
 }
 
@@ -176,13 +218,12 @@ async fn expect_unready(why: &str) {
     .await;
 }
 
-/// Packets of policies without a gateway.
-async fn dropped() -> u64 {
+/// How many packets the agent counts for a reason.
+async fn dropped(reason: &str) -> u64 {
+    let counter = format!(r#"dropped_packets{{reason="{reason}"}}"#);
     eventually("the counter", async || {
         let metrics = get("/metrics")?;
-        let line = metrics
-            .lines()
-            .find(|line| line.contains(r#"dropped_packets{reason="no_gateway"}"#))?;
+        let line = metrics.lines().find(|line| line.contains(&counter))?;
         line.rsplit(' ').next()?.parse().ok()
     })
     .await

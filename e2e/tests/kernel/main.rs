@@ -13,6 +13,7 @@ mod clash;
 mod cluster_traffic;
 mod coexistence;
 mod connections;
+mod errors;
 mod exits;
 mod lifecycle;
 mod masquerade;
