@@ -29,7 +29,7 @@ const CIDRS: [&str; 9] = [
     "::/0",
     "2001:db8::/32",
     "2001:db8:1::7/128",
-    "ffff::/16",
+    "fe00::/7",
 ];
 
 /// Addresses inside and around every one of [`CIDRS`].
@@ -51,6 +51,8 @@ pub fn probes() -> Vec<IpAddr> {
         "2001:db8:1::7",
         "2001:db8:1::8",
         "2001:db9::",
+        "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "fe00::",
         "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
     ];
     texts.iter().map(|t| t.parse().unwrap()).collect()
