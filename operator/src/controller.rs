@@ -113,10 +113,15 @@ impl Controller {
 
     /// Does what is due.
     async fn work(&mut self, schedule: &mut Schedule) {
-        let now = Instant::now();
-        if !schedule.is_due(now) {
-            return;
+        if schedule.is_due(Instant::now()) {
+            self.write(schedule).await;
         }
+        self.send_events_on_pods().await;
+    }
+
+    /// Writes what is due.
+    async fn write(&mut self, schedule: &mut Schedule) {
+        let now = Instant::now();
         if schedule.anew_due(now) {
             self.backlog = None;
             schedule.planned_anew(now);
@@ -252,6 +257,17 @@ impl Controller {
                 self.report(&error);
             }
         }
+    }
+
+    /// Sends Events on pods that do not get what a policy promises them, for a reason of their own.
+    async fn send_events_on_pods(&mut self) {
+        let Some(backlog) = self.backlog.as_ref().filter(|backlog| backlog.is_current()) else {
+            return;
+        };
+        let faults = || backlog.planner().faults(self.store.world());
+        let failed = self.events.send_on_pods(Instant::now(), faults).await;
+        self.health.alive();
+        failed.iter().for_each(|error| self.report(error));
     }
 
     fn report(&self, error: &Error) {

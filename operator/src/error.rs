@@ -46,10 +46,10 @@ pub enum Error {
         source: Request,
     },
     /// An Event that was not sent.
-    #[error("failed to send an Event on policy {policy}")]
+    #[error("failed to send an Event on {object}")]
     SendEvent {
-        /// The policy's name.
-        policy: String,
+        /// What it is about.
+        object: String,
         /// Why.
         #[source]
         source: Request,

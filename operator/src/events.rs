@@ -1,4 +1,4 @@
-//! Events on policies: one for each condition that changes.
+//! Events on policies: one for each condition that changes. Events on pods: one for each fault that is new.
 
 use egressnat_crds::EgressNATPolicy;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -6,9 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, CustomResourceExt};
 use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 
+use tokio::time::Instant;
+
+use crate::announced::Announced;
 use crate::apply::request;
 use crate::condition::{ConditionType, Reason};
 use crate::error::Error;
+use crate::plan::faults::{Fault, PodReason};
 
 /// What an Event says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +59,7 @@ pub fn notes(old: &[Condition], new: &[Condition]) -> Vec<Note> {
 /// Sends Events.
 pub struct Events {
     recorder: Recorder,
+    announced: Announced,
 }
 
 impl Events {
@@ -66,6 +71,7 @@ impl Events {
         };
         Self {
             recorder: Recorder::new(client, reporter),
+            announced: Announced::default(),
         }
     }
 
@@ -90,9 +96,67 @@ impl Events {
             action: note.condition.to_string(),
             secondary: None,
         };
-        let sent = request(self.recorder.publish(&event, &reference)).await;
+        let object = || format!("policy {policy}");
+        self.publish(&event, &reference, object).await
+    }
+
+    /// Sends an Event on the pod of each of the `faults` that are new, some at a time and not too often; the answer
+    /// is what failed, and will be tried again.
+    pub async fn send_on_pods<'a>(
+        &mut self,
+        now: Instant,
+        faults: impl FnOnce() -> Vec<Fault<'a>>,
+    ) -> Vec<Error> {
+        if !self.announced.is_due(now) {
+            return Vec::new();
+        }
+        let news = self.announced.news(faults());
+        let sent = futures::future::join_all(news.iter().map(|fault| self.send_on_pod(fault))).await;
+        let failed: Vec<(u64, Error)> = news
+            .iter()
+            .zip(sent)
+            .filter_map(|(fault, sent)| Some((fault.number(), sent.err()?)))
+            .collect();
+        failed
+            .iter()
+            .for_each(|(number, _)| self.announced.forget(*number));
+        failed.into_iter().map(|(_, error)| error).collect()
+    }
+
+    /// Sends an Event on a pod. Another one of the same reason within minutes counts the first one up.
+    pub async fn send_on_pod(&self, fault: &Fault<'_>) -> Result<(), Error> {
+        let pod = fault.pod;
+        let reference = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some(pod.namespace.clone()),
+            name: Some(pod.name.clone()),
+            uid: Some(pod.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: match fault.reason {
+                PodReason::AddressTakenOver | PodReason::NoFamilyServed => EventType::Warning,
+                PodReason::OnHostNetwork => EventType::Normal,
+            },
+            reason: fault.reason.to_string(),
+            note: Some(shortened(fault.to_string())),
+            action: "Capture".into(),
+            secondary: None,
+        };
+        let object = || format!("pod {}/{}", pod.namespace, pod.name);
+        self.publish(&event, &reference, object).await
+    }
+
+    async fn publish(
+        &self,
+        event: &Event,
+        on: &ObjectReference,
+        object: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
+        let sent = request(self.recorder.publish(event, on)).await;
         sent.map_err(|source| Error::SendEvent {
-            policy: policy.into(),
+            object: object(),
             source,
         })
     }

@@ -10,6 +10,7 @@
 //! - [`plan`] makes everything that follows from the world: no client, no clock, no order of events.
 //! - [`controller`] is the loop, and the only writer. It writes nothing before every watch has synced, nothing
 //!   while another process leads ([`leader`]), and only what differs ([`apply`], [`mod@status`], [`events`]).
+//! - [`announced`] remembers of which faults of their own pods have been told ([`plan::faults`]).
 //!
 //! # Decisions
 //!
@@ -35,12 +36,13 @@
 //! | cluster | egressnat.io | egressnatpolicies/status | patch | conditions, gateway, id |
 //! | cluster | egressnat.io | egressplans | list, watch, create, patch, delete | server-side apply; deletion when the node is gone |
 //! | cluster | | pods, nodes, namespaces | list, watch | selection, gateways, ranges |
+//! | cluster | events.k8s.io | events | create, patch | Events on policies (in `default`) and on pods (in their namespaces) |
 //! | cluster | networking.k8s.io | servicecidrs | list, watch | ranges that are never captured |
 //! | `default` | discovery.k8s.io | endpointslices | list, watch | addresses of the API server |
-//! | `default` | events.k8s.io | events | create, patch | Events on cluster-scoped objects |
 //! | own namespace | coordination.k8s.io | leases | create, get, update | leader election |
 
 pub mod address;
+pub mod announced;
 pub mod apply;
 pub mod backlog;
 pub mod choice;

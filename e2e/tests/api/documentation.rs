@@ -108,18 +108,23 @@ fn every_reason_and_category_is_on_the_page() {
     let is_name =
         |word: &&str| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric);
     let mut names = words(&agent, |line| quoted(line).filter(is_name));
-    let operator = std::fs::read_to_string(Site::root().join("operator/src/condition.rs")).unwrap();
-    let reasons = operator
-        .split("pub enum Reason {")
-        .nth(1)
-        .and_then(|rest| rest.split("\n}").next());
-    let reasons = reasons.expect("the enum of reasons").lines();
-    names.extend(
-        reasons
-            .filter_map(|line| line.trim().strip_suffix(','))
-            .filter(is_name)
-            .map(str::to_owned),
-    );
+    for (file, reasons) in [
+        ("operator/src/condition.rs", "pub enum Reason {"),
+        ("operator/src/plan/faults.rs", "pub enum PodReason {"),
+    ] {
+        let text = std::fs::read_to_string(Site::root().join(file)).unwrap();
+        let reasons = text
+            .split(reasons)
+            .nth(1)
+            .and_then(|rest| rest.split("\n}").next());
+        let reasons = reasons.expect("the enum of reasons").lines();
+        names.extend(
+            reasons
+                .filter_map(|line| line.trim().strip_suffix(','))
+                .filter(is_name)
+                .map(str::to_owned),
+        );
+    }
     let drops = words(&["node-agent/src/owned.rs"], |line| {
         quoted(line)?.strip_prefix("drop_")
     });

@@ -16,6 +16,7 @@ mod kinds;
 mod node;
 mod operator;
 mod plugin;
+mod pod_events;
 mod rights;
 mod support;
 mod world;

@@ -44,7 +44,8 @@ const OPERATOR_RIGHTS: &[Rights] = &[
         &["get", "update"],
     ),
     ("default", "discovery.k8s.io/endpointslices", READ),
-    ("default", "events.k8s.io/events", &["create", "patch"]),
+    // On policies in `default`, on pods in theirs.
+    ("", "events.k8s.io/events", &["create", "patch"]),
 ];
 
 /// What an agent does.
@@ -60,6 +61,12 @@ const NOBODYS_RIGHTS: &[Rights] = &[
     ("", "/configmaps", &["get", "list", "update"]),
     ("", "/pods", &["create", "update", "patch", "delete"]),
     ("", "/pods/exec", &["get", "create"]),
+    (
+        "",
+        "events.k8s.io/events",
+        &["get", "list", "watch", "update", "delete"],
+    ),
+    ("", "/events", &["create", "patch", "list"]),
     ("", "/nodes", &["create", "update", "patch", "delete"]),
     ("", "/nodes/proxy", &["get", "create"]),
     ("", "/nodes/status", &["patch"]),
@@ -131,6 +138,7 @@ async fn an_agent_may_do_what_it_does_and_nothing_else() {
         ("", "/pods", READ),
         ("", "/nodes", READ),
         (NAMESPACE, "coordination.k8s.io/leases", &["create"]),
+        ("", "events.k8s.io/events", &["create", "patch"]),
         ("default", "events.k8s.io/events", &["create"]),
     ];
     assert_answers(&client, operators, false).await;

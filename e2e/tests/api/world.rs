@@ -121,12 +121,14 @@ async fn run_node(client: &Client, name: &str, address: &str, pods: &str) {
 
 /// A pod as a kubelet shows it.
 pub async fn run_pod(client: &Client, name: &str, node: &str, address: &str) {
+    run_pod_of(client, name, json!({"nodeName": node}), address).await;
+}
+
+/// The same, of a spec but for its container.
+pub async fn run_pod_of(client: &Client, name: &str, mut spec: Value, address: &str) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "apps");
-    let pod = json!({
-        "metadata": {"name": name},
-        "spec": {"nodeName": node, "containers": [{"name": "app", "image": "app"}]},
-    });
-    apply_to(&pods, &pod).await;
+    spec["containers"] = json!([{"name": "app", "image": "app"}]);
+    apply_to(&pods, &json!({"metadata": {"name": name}, "spec": spec})).await;
     let status = json!({"status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}});
     pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
         .await

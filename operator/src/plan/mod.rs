@@ -12,6 +12,7 @@
 
 pub mod choose;
 pub mod cluster;
+pub mod faults;
 pub mod gateway;
 pub mod gateways;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use egressnat_crds::EgressPlanSpec;
 
+use super::faults::{self, Fault};
 use super::ids::Mentions;
 use super::outcome::{self, PolicyOutcome};
 use super::pods::Pods;
@@ -137,6 +138,11 @@ impl Planner {
     /// How many pods are captured.
     pub fn captured(&self) -> usize {
         self.totals.captured
+    }
+
+    /// The pods that do not get what a policy promises them, for a reason of their own.
+    pub fn faults<'a>(&'a self, world: &'a World) -> Vec<Fault<'a>> {
+        faults::of(world, &self.shared, &self.pods, self.shares.values())
     }
 
     /// All plans and all outcomes.

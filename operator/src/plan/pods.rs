@@ -58,6 +58,11 @@ impl Pods {
         pod.ips.iter().copied().filter(move |ip| !is_owner(ip))
     }
 
+    /// The pod that has an address.
+    pub fn owner(&self, ip: IpAddr) -> Option<&Arc<Pod>> {
+        self.claims.get(&ip)?.first()
+    }
+
     fn add(&mut self, pod: &Arc<Pod>) {
         if !pod.eligible() {
             return;

@@ -1,0 +1,244 @@
+//! Pods that do not get what a policy that selects them promises, for a reason of their own.
+//!
+//! What is the policy's trouble, or its gateway's, is said by the policy's conditions. This is said by an Event on
+//! the pod, whose owner may not see policies.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use egressnat_crds::plan::Family;
+
+use super::gateway::list;
+use super::pods::Pods;
+use super::select::Candidates;
+use super::share::{SelectedPod, Share};
+use super::shared::Shared;
+use crate::hash::{fnv1a, mix};
+use crate::world::{Pod, World};
+
+/// Why a pod does not get what it might be thought to get: the reason of an Event on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PodReason {
+    /// Another pod has the address by now.
+    AddressTakenOver,
+    /// The gateway has no address of any family that the pod has.
+    NoFamilyServed,
+    /// The pod uses the network of its node.
+    OnHostNetwork,
+}
+
+/// A pod that does not get what a policy promises.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault<'a> {
+    /// Why.
+    pub reason: PodReason,
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The first policy, in order of precedence, that it does not get.
+    policy: &'a str,
+    /// The addresses concerned.
+    ips: Vec<IpAddr>,
+    /// Who has them, or who cannot serve them.
+    other: String,
+}
+
+impl Fault<'_> {
+    /// The same fault of the same pod has the same number.
+    pub fn number(&self) -> u64 {
+        mix(fnv1a(self.pod.uid.bytes()) ^ self.reason as u64)
+    }
+}
+
+impl fmt::Display for PodReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What is wrong, and what to do about it.
+impl fmt::Display for Fault<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (policy, other, ips) = (self.policy, &self.other, list(&self.ips));
+        match self.reason {
+            PodReason::AddressTakenOver => write!(
+                f,
+                "pod {other} has {ips} by now: EgressNATPolicy {policy} applies to that pod's packets, and not to this \
+                 one's"
+            ),
+            PodReason::NoFamilyServed => write!(
+                f,
+                "EgressNATPolicy {policy} selects the pod, but its gateway {other} has no address of the family of \
+                 {ips} to send with"
+            ),
+            PodReason::OnHostNetwork => write!(
+                f,
+                "EgressNATPolicy {policy} selects the pod, but it uses the network of its node {other} (hostNetwork), \
+                 and its packets keep that node's address"
+            ),
+        }
+    }
+}
+
+/// The faults of all pods, those of a reason together. Pods that are being deleted are left in peace.
+pub(super) fn of<'a>(
+    world: &'a World,
+    shared: &'a Shared,
+    pods: &Pods,
+    shares: impl Iterator<Item = &'a Share>,
+) -> Vec<Fault<'a>> {
+    let captured = shares.flat_map(|share| share.pods.iter().map(move |pod| (share, pod)));
+    let live = captured.filter(|(_, selected)| !selected.pod.deleting);
+    let of_selected = live.flat_map(|(share, selected)| {
+        let taken = taken_over(selected, shared, pods);
+        taken.into_iter().chain(unserved(share, selected, shared))
+    });
+    let mut faults: Vec<Fault> = of_selected.chain(on_host_network(world, shared)).collect();
+    faults.sort_by_key(|fault| fault.reason);
+    faults
+}
+
+fn taken_over<'a>(selected: &'a SelectedPod, shared: &'a Shared, pods: &Pods) -> Option<Fault<'a>> {
+    let owner = pods.owner(*selected.lost.first()?)?;
+    Some(Fault {
+        reason: PodReason::AddressTakenOver,
+        pod: &selected.pod,
+        policy: &shared.in_force.policy_of(*selected.flat.used.first()?).name,
+        ips: selected.lost.clone(),
+        other: format!("{}/{}", owner.namespace, owner.name),
+    })
+}
+
+/// Some of the pod's destinations are of a gateway that serves none of its families.
+fn unserved<'a>(share: &Share, selected: &'a SelectedPod, shared: &'a Shared) -> Option<Fault<'a>> {
+    let ips: Vec<IpAddr> = selected.ips().collect();
+    let slots = selected.flat.slots.iter().filter(|_| !ips.is_empty());
+    let mut gateways = slots.filter_map(|slot| {
+        let gateway = shared.in_force.gateway_of(*slot, share.zone.as_deref())?;
+        Some((slot, gateway))
+    });
+    let (slot, gateway) = gateways.find(|(_, gateway)| {
+        let served = gateway.families();
+        !ips.iter().any(|ip| served.contains(&Family::from(*ip)))
+    })?;
+    Some(Fault {
+        reason: PodReason::NoFamilyServed,
+        pod: &selected.pod,
+        policy: &shared.in_force.policy_of(*slot).name,
+        ips,
+        other: gateway.node.clone(),
+    })
+}
+
+fn on_host_network<'a>(world: &'a World, shared: &'a Shared) -> impl Iterator<Item = Fault<'a>> {
+    let mut candidates = Candidates::default();
+    let pods = world.pods.values();
+    let pods = pods.filter(|pod| pod.host_network && !pod.ended && !pod.deleting);
+    pods.filter_map(move |pod| {
+        let (name, node) = world.nodes.get_key_value(pod.node.as_deref()?)?;
+        let slots = candidates.slots(pod, node, &shared.in_force, world);
+        Some(Fault {
+            reason: PodReason::OnHostNetwork,
+            pod,
+            policy: &shared.in_force.policy_of(*slots.first()?).name,
+            ips: Vec::new(),
+            other: name.clone(),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::plan::Planner;
+    use crate::testing;
+
+    const WORLD: &str = r#"
+kind: Node
+metadata: {name: edge, uid: edge}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: egressnat.io/v1alpha1
+kind: EgressNATPolicy
+metadata: {name: all, uid: all, generation: 1}
+spec: {selectors: [{podSelector: {matchLabels: {app: web}}}], egressSourceIP: 192.0.2.1}
+---
+kind: Pod
+metadata: {namespace: apps, name: good, uid: good, labels: {app: web}, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {nodeName: edge}
+status: {phase: Running, podIPs: [{ip: 10.0.0.5}, {ip: "fd00::5"}]}
+---
+kind: Pod
+metadata: {namespace: apps, name: other, uid: other, labels: LABELS, creationTimestamp: "2026-01-01T00:00:00Z", deletionTimestamp: DELETED}
+spec: {nodeName: edge, hostNetwork: HOST}
+status: {phase: PHASE, podIPs: [IPS]}
+"#;
+
+    /// A pod: its labels, whether it is on the host's network, its phase, its addresses, whether it is being deleted.
+    struct Other(&'static str, bool, &'static str, &'static str, bool);
+
+    fn faults(other: Other) -> Vec<String> {
+        let Other(app, host, phase, ips, deleted) = other;
+        let deleted = if deleted { "'2026-01-03T00:00:00Z'" } else { "null" };
+        let world = testing::world(
+            &WORLD
+                .replace("LABELS", &format!("{{app: {app}}}"))
+                .replace("HOST", &host.to_string())
+                .replace("PHASE", phase)
+                .replace("IPS", ips)
+                .replace("DELETED", deleted),
+        );
+        let planner = Planner::new(&world);
+        let faults = planner.faults(&world);
+        assert!(faults.iter().all(|fault| fault.pod.name == "other"));
+        faults
+            .iter()
+            .map(|fault| format!("{}: {fault}", fault.reason))
+            .collect()
+    }
+
+    #[test]
+    fn a_fault_is_the_pods_own_and_says_why() {
+        for (other, says) in [
+            (Other("web", false, "Running", "{ip: 10.0.0.6}", false), None),
+            (
+                Other("web", true, "Running", "{ip: 192.0.2.1}", false),
+                Some(
+                    "OnHostNetwork: EgressNATPolicy all selects the pod, but it uses the network of its node edge",
+                ),
+            ),
+            (
+                Other("web", false, "Running", "{ip: 10.0.0.5}", false),
+                Some(
+                    "AddressTakenOver: pod apps/good has 10.0.0.5 by now: EgressNATPolicy all applies to that",
+                ),
+            ),
+            (
+                Other("web", false, "Running", "{ip: 'fd00::6'}", false),
+                Some(
+                    "NoFamilyServed: EgressNATPolicy all selects the pod, but its gateway edge has no address of the \
+                      family of fd00::6",
+                ),
+            ),
+            // One family is enough, and a pod that is still without an address may get one of it.
+            (
+                Other("web", false, "Running", "{ip: 'fd00::6'}, {ip: 10.0.0.6}", false),
+                None,
+            ),
+            (Other("web", false, "Pending", "", false), None),
+            // No policy, no promise; one that goes away needs no advice.
+            (Other("none", true, "Running", "{ip: 192.0.2.1}", false), None),
+            (Other("none", false, "Running", "{ip: 10.0.0.5}", false), None),
+            (Other("web", true, "Succeeded", "{ip: 192.0.2.1}", false), None),
+            (Other("web", true, "Running", "{ip: 192.0.2.1}", true), None),
+            (Other("web", false, "Running", "{ip: 10.0.0.5}", true), None),
+        ] {
+            let found = faults(other);
+            assert_eq!(found.len(), usize::from(says.is_some()), "{found:?} {says:?}");
+            assert!(
+                found
+                    .iter()
+                    .all(|fault| fault.starts_with(says.unwrap_or_default())),
+                "{found:?}"
+            );
+        }
+    }
+}
