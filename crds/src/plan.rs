@@ -233,6 +233,44 @@ pub struct EgressPlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub exhausted_ports: Vec<ExhaustedPorts>,
+    /// The interfaces, other than the default route's, by which egress addresses of the spec leave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exits: Vec<NodeExit>,
+}
+
+/// An interface by which packets leave because their egress address is there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeExit {
+    /// The interface's name.
+    pub interface: String,
+    /// The egress addresses of the spec that are on it.
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpAddr>,
+    /// Where their packets go to reach other networks than the interface's own. Those of a family that has no
+    /// next hop are refused as unreachable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next_hops: Vec<NextHop>,
+}
+
+/// The way of a family by an interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NextHop {
+    /// The family.
+    pub family: Family,
+    /// The router's address. Absent where the interface leads everywhere by itself, as point-to-point links do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub via: Option<IpAddr>,
+}
+
+impl NodeExit {
+    /// Its addresses of families without a next hop.
+    pub fn stranded(&self) -> impl Iterator<Item = &IpAddr> {
+        let has_way = |family: Family| self.next_hops.iter().any(|hop| hop.family == family);
+        self.addresses.iter().filter(move |a| !has_way((**a).into()))
+    }
 }
 
 /// Source ports that are all taken towards one destination.

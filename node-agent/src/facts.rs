@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use egressnat_crds::plan::Family;
+use egressnat_crds::plan::{Family, NextHop, NodeExit};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,23 @@ pub struct Exit {
     /// the way back to who sent them is by another link.
     #[serde(default)]
     pub strict: Option<u8>,
+}
+
+impl From<&Exit> for NodeExit {
+    /// As the plan's status has it.
+    fn from(exit: &Exit) -> Self {
+        let families: BTreeSet<Family> = exit.addresses.iter().map(|a| (*a).into()).collect();
+        let everywhere = exit.routes.iter().filter(|(to, _)| to.prefix_len() == 0);
+        let next_hops = everywhere.map(|(to, via)| NextHop {
+            family: to.addr().into(),
+            via: *via,
+        });
+        Self {
+            interface: exit.link.name.clone(),
+            addresses: exit.addresses.iter().copied().collect(),
+            next_hops: next_hops.filter(|hop| families.contains(&hop.family)).collect(),
+        }
+    }
 }
 
 /// The interface under the tunnel.

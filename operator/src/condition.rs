@@ -71,6 +71,8 @@ pub enum Reason {
     PortsShared,
     /// Degraded: all of the policy's source ports are taken towards a destination; more connections are dropped.
     PortsExhausted,
+    /// Degraded: the gateway's interface with the address has no next hop, and reaches its own networks alone.
+    NextHopMissing,
     /// Degraded: nodes with selected pods have no internal address to tunnel from.
     SourceWithoutUnderlay,
 }

@@ -63,6 +63,7 @@ pub mod intern;
 pub mod leader;
 pub mod logging;
 pub mod metrics;
+pub mod next_hop;
 pub mod plan;
 pub mod ranges;
 pub mod run;

@@ -13,9 +13,9 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::backlog::Backlog;
 use crate::condition::{ConditionType, Reason, Verdict, some_of};
-use crate::exhausted;
 use crate::plan::{GatewayOutcome, PolicyOutcome, lost};
 use crate::world::{Policy, World};
+use crate::{exhausted, next_hop};
 
 /// How far a node is with its plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ fn status(
     let nodes = outcome.nodes.iter().map(String::as_str);
     let nodes: Vec<(&str, Progress)> = nodes.map(|node| (node, progress(node, world, backlog))).collect();
     let programmed = nodes.iter().filter(|(_, p)| *p == Progress::Programmed).count();
-    let degraded = degraded_verdict(outcome, &missing, exhausted);
+    let degraded = degraded_verdict(outcome, &missing, next_hop::message(outcome, world), exhausted);
     let verdict = |of: ConditionType| match of {
         ConditionType::Accepted => outcome.accepted.clone(),
         ConditionType::GatewayReady => outcome.gateway_ready.clone(),
@@ -198,11 +198,17 @@ fn programmed_verdict(
     )
 }
 
-fn degraded_verdict(outcome: &PolicyOutcome, missing: &Missing<'_>, exhausted: Option<String>) -> Verdict {
+fn degraded_verdict(
+    outcome: &PolicyOutcome,
+    missing: &Missing<'_>,
+    stranded: Option<String>,
+    exhausted: Option<String>,
+) -> Verdict {
     let mut reasons = outcome.degraded.clone();
     if !missing.is_empty() {
         reasons.push((Reason::AddressMissing, missing_message(missing)));
     }
+    reasons.extend(stranded.map(|message| (Reason::NextHopMissing, message)));
     reasons.extend(exhausted.map(|message| (Reason::PortsExhausted, message)));
     match reasons.first() {
         None => Verdict::no(Reason::AsSpecified, ""),
@@ -231,7 +237,7 @@ fn count(n: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use egressnat_crds::plan::ExhaustedPorts;
+    use egressnat_crds::plan::{ExhaustedPorts, Family, NextHop, NodeExit};
 
     use super::*;
     use crate::plan::plan;
@@ -380,6 +386,54 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         assert_eq!(says(&status, ConditionType::Programmed), ("False", "Progressing"));
         let message = &status.conditions[2].message;
         assert!(message.ends_with("waiting for source"), "{message}");
+    }
+
+    #[test]
+    fn an_address_without_a_next_hop_degrades_and_names_node_interface_and_address() {
+        let mut world = world(&[("gateway", 2, "True", &[]), ("source", 2, "True", &[])]);
+        let mut exit = NodeExit {
+            interface: "eth1".into(),
+            addresses: vec!["172.18.0.1".parse().unwrap(), "fc00::1".parse().unwrap()],
+            next_hops: vec![NextHop {
+                family: Family::IPv6,
+                via: Some("fe80::1".parse().unwrap()),
+            }],
+        };
+        let mut status = |exit: &NodeExit| {
+            world.plans.get_mut("gateway").unwrap().status.exits = vec![exit.clone()];
+            status_of(&world)
+        };
+        let stranded = status(&exit);
+        assert_eq!(
+            says(&stranded, ConditionType::Degraded),
+            ("True", "NextHopMissing")
+        );
+        assert_eq!(says(&stranded, ConditionType::Programmed), ("True", "Programmed"));
+        let message = &stranded.conditions.last().unwrap().message;
+        let expected = "172.18.0.1 is on eth1 of gateway, which has no IPv4 next hop: packets with it";
+        assert!(
+            message.starts_with(expected) && !message.contains("fc00"),
+            "{message}"
+        );
+
+        exit.next_hops.insert(
+            0,
+            NextHop {
+                family: Family::IPv4,
+                via: None,
+            },
+        );
+        assert_eq!(
+            says(&status(&exit), ConditionType::Degraded),
+            ("False", "AsSpecified")
+        );
+        exit.next_hops.clear();
+        exit.addresses = vec!["192.0.2.1".parse().unwrap()];
+        assert_eq!(
+            says(&status(&exit), ConditionType::Degraded),
+            ("False", "AsSpecified"),
+            "another's"
+        );
     }
 
     #[test]

@@ -218,6 +218,11 @@ fn without_a_next_hop_packets_beyond_are_dropped_and_never_leave_by_another_inte
         report.stranded,
         families.map(|family| ("eth1".into(), family)).into()
     );
+    let [exit] = report.exits.as_slice() else {
+        panic!("{:?}", report.exits)
+    };
+    assert_eq!((exit.interface.as_str(), &exit.next_hops), ("eth1", &vec![]));
+    assert_eq!(exit.stranded().copied().collect::<Vec<_>>(), address.both());
     for pod in selected(&lab.topology) {
         for family in FAMILIES {
             assert_by_none(&lab, pod, ELSEWHERE.of(family));
@@ -233,6 +238,9 @@ fn without_a_next_hop_packets_beyond_are_dropped_and_never_leave_by_another_inte
     );
     let report = notice(&lab, &policies, "a next hop comes", || ok(gateway.ip(&back)));
     assert_eq!(report.stranded, [].into());
+    assert_eq!(report.exits[0].stranded().count(), 0);
+    let next_hops: Vec<_> = report.exits[0].next_hops.iter().map(|hop| hop.via).collect();
+    assert_eq!(next_hops, ROUTER.both().map(Some));
     assert_in_force(&lab, address);
 }
 

@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use egressnat_agent::compile::compile;
-use egressnat_agent::facts::{Facts, Underlay};
+use egressnat_agent::facts::{Exit, Facts, Underlay};
 use egressnat_agent::model::Link;
 use egressnat_agent::owned::{Numbers, TUNNEL};
 use egressnat_crds::EgressPlanSpec;
-use egressnat_crds::plan::{Family, NodeInterface};
+use egressnat_crds::plan::{Family, NextHop, NodeExit, NodeInterface};
 use egressnat_operator::plan;
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -43,7 +44,11 @@ pub fn node_plan(snapshot: &Snapshot, node: &str) -> Option<NodePlan> {
     let planned = plan::plan(world).plans.remove(node);
     let spec = existing.map(|p| p.spec.clone()).or_else(|| planned.clone())?;
     let progress = Progress::of(existing, |written| Some(written) == planned.as_ref());
-    let (facts, assumed) = facts(&spec, world.interfaces(node));
+    let (facts, assumed) = facts(
+        &spec,
+        world.interfaces(node),
+        existing.map_or(&[], |p| &p.status.exits),
+    );
     let compiled = match compile(&spec, node, &facts, &Numbers::default()) {
         Ok(desired) => desired.to_string(),
         Err(error) => format!("# {}: {error}\n", error.category()),
@@ -58,7 +63,7 @@ pub fn node_plan(snapshot: &Snapshot, node: &str) -> Option<NodePlan> {
 }
 
 /// What is known of the node, as far as its agent has reported it, and what had to be assumed.
-fn facts(spec: &EgressPlanSpec, interfaces: &[NodeInterface]) -> (Facts, Vec<String>) {
+fn facts(spec: &EgressPlanSpec, interfaces: &[NodeInterface], reported: &[NodeExit]) -> (Facts, Vec<String>) {
     let mut assumed = vec![
         "the agent's numbers (marks, tables, port, VNI) are the defaults".to_owned(),
         "gateways are numbered anew; an agent keeps the numbers that are in use".to_owned(),
@@ -83,7 +88,17 @@ fn facts(spec: &EgressPlanSpec, interfaces: &[NodeInterface]) -> (Facts, Vec<Str
         }
     });
     assumed.push("the node does IPv6".into());
-    assumed.extend(second_interfaces(spec, interfaces));
+    if spec.masquerade.is_some() {
+        assumed.push("nobody else masquerades there: condition Masquerade of the EgressPlan tells".into());
+    }
+    let exits = exits(reported);
+    assumed.extend(exits.iter().map(|exit| {
+        format!(
+            "by {} there are no routes but the default; its agent knows others, and makes its rp_filter loose where \
+             need be",
+            exit.link.name
+        )
+    }));
     let facts = Facts {
         underlay,
         tunnel: (!spec.peers.is_empty()).then(|| Link {
@@ -92,31 +107,31 @@ fn facts(spec: &EgressPlanSpec, interfaces: &[NodeInterface]) -> (Facts, Vec<Str
         }),
         addresses: addresses.chain(own).collect(),
         ipv6: true,
+        exits,
         ..Facts::default()
     };
     (facts, assumed)
 }
 
-/// Egress addresses whose way out depends on routes that are not known here.
-fn second_interfaces(spec: &EgressPlanSpec, interfaces: &[NodeInterface]) -> Vec<String> {
-    let roles = spec.policies.iter().filter_map(|p| p.gateway.as_ref());
-    let mut found: Vec<String> = roles
-        .flat_map(|role| &role.addresses)
-        .filter_map(|address| {
-            let holder = interfaces.iter().find(|i| i.addresses.contains(address))?;
-            let default = holder.default_route.contains(&Family::from(*address));
-            (!default).then(|| {
-                format!(
-                    "{address} leaves as the main table says; its interface {} has no default route of its \
-                     family, and what is routed there is known to the agent only",
-                    holder.name
-                )
-            })
-        })
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    found
+/// The exits that the agent reports, with their default routes.
+fn exits(reported: &[NodeExit]) -> Vec<Exit> {
+    let route = |hop: &NextHop| {
+        let everywhere = match hop.family {
+            Family::IPv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::IPv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Some((IpNet::new(everywhere, 0).ok()?, hop.via))
+    };
+    let exit = |(exit, index): (&NodeExit, u32)| Exit {
+        link: Link {
+            name: exit.interface.clone(),
+            index,
+        },
+        addresses: exit.addresses.iter().copied().collect(),
+        routes: exit.next_hops.iter().filter_map(route).collect(),
+        strict: None,
+    };
+    reported.iter().zip(3..).map(exit).collect()
 }
 
 impl NodePlan {
@@ -176,24 +191,53 @@ mod tests {
 
     #[test]
     fn what_is_assumed_is_said() {
-        let mut spec = plan_of("edge").spec;
-        let (facts, assumed) = facts(&spec, &[]);
+        let spec = plan_of("edge").spec;
+        let (facts, assumed) = facts(&spec, &[], &[]);
         assert_eq!(facts.underlay.unwrap().link.name, "eth0");
         assert!(
             assumed.iter().any(|a| a.contains("has not reported")),
             "{assumed:?}"
         );
 
-        spec.policies.retain(|p| p.id == 1);
-        let eth1 = NodeInterface {
-            name: "eth1".into(),
+        let exit = NodeExit {
+            interface: "eth1".into(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
-            default_route: Vec::new(),
+            next_hops: Vec::new(),
         };
-        let (_, assumed) = super::facts(&spec, &[eth1]);
+        let (_, assumed) = super::facts(&spec, &[], &[exit]);
         assert!(
-            assumed.iter().any(|a| a.starts_with("192.0.2.1 leaves as")),
+            assumed
+                .iter()
+                .any(|a| a.starts_with("by eth1 there are no routes")),
             "{assumed:?}"
         );
+    }
+
+    /// As the agent's own goldens have it: a mark, a rule and a table of its own.
+    #[test]
+    fn an_address_on_a_second_interface_leaves_by_it() {
+        let world = include_str!("../../testdata/explain/world.yaml");
+        let mut snapshot = testing::snapshot(world);
+        let exit = |next_hops| NodeExit {
+            interface: "eth1".into(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            next_hops,
+        };
+        let mut compiled = |exit: NodeExit| {
+            snapshot.world.plans.get_mut("edge").unwrap().status.exits = vec![exit];
+            node_plan(&snapshot, "edge").unwrap().compiled
+        };
+        let router = NextHop {
+            family: Family::IPv4,
+            via: Some("192.0.2.254".parse().unwrap()),
+        };
+        let text = compiled(exit(vec![router]));
+        for part in ["default via 192.0.2.254 dev eth1", "oif \"eth1\" goto out"] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        let text = compiled(exit(Vec::new()));
+        for part in ["unreachable default", "# no IPv4 next hop by eth1"] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
     }
 }

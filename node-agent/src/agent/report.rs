@@ -112,13 +112,19 @@ fn next_status(
             Ok(report) => report.exhausted.clone(),
             Err(_) => before.exhausted_ports.clone(),
         },
+        exits: match result {
+            Ok(report) => report.exits.clone(),
+            Err(_) => before.exits.clone(),
+        },
     }
 }
 
 /// The kernel holds the plan: status, reason and message of the condition.
 fn programmed(report: &Report) -> (&'static str, &'static str, String) {
     let stranded = report.stranded.iter().map(|(link, family)| {
-        format!("{link} has no {family:?} next hop: by it, only its own networks are reached")
+        format!(
+            "{link} has no {family:?} next hop: by it, only its own networks are reached, all else is refused"
+        )
     });
     if !report.missing.is_empty() {
         let missing: Vec<String> = report.missing.iter().map(ToString::to_string).collect();

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::interval::Interval;
-use egressnat_crds::plan::{ExhaustedPorts, Family, NodeInterface};
+use egressnat_crds::plan::{ExhaustedPorts, Family, NodeExit, NodeInterface};
 
 use self::pods::Basis;
 use self::ports::Ports;
@@ -48,6 +48,8 @@ pub struct Report {
     pub missing: BTreeSet<IpAddr>,
     /// Links of egress addresses, by name, that have no next hop.
     pub stranded: BTreeSet<(String, Family)>,
+    /// The links, other than the default route's, by which egress addresses leave.
+    pub exits: Vec<NodeExit>,
     /// Policies without a source port left for some destination.
     pub exhausted: Vec<ExhaustedPorts>,
     /// What the plan would have masqueraded, and another program translates already.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
-use egressnat_crds::plan::Family;
+use egressnat_crds::plan::{Family, NodeExit};
 
 use super::{Datapath, Known, Report};
 use crate::compile;
@@ -42,6 +42,8 @@ impl Known {
             report.missing.clone_from(&basis.missing);
             report.stranded.clone_from(&basis.stranded);
             report.left_to.clone_from(&basis.left_to);
+            report.exits = basis.facts.exits.iter().map(NodeExit::from).collect();
+            report.exits.sort();
         }
     }
 }
