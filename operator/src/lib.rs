@@ -1,13 +1,14 @@
 //! egressnat-operator: makes one EgressPlan per node of all EgressNATPolicies.
 //!
 //! ```text
-//! watches --> store (World) --> plan (pure) --> apply: plans that differ
-//!                                          \--> status: policy statuses that differ, Events
+//! watches --> store (World) --differences--> planner, backlog (pure) --> apply: plans that differ
+//!                                                                   \--> status: policy statuses that differ, Events
 //! ```
 //!
 //! - [`watch`] turns each kind's events into changes, by [`convert`] and [`wire`]; [`store`] keeps them as a
 //!   [`world::World`] of plain values. A policy's spec is parsed once, on the way in ([`valid`]).
-//! - [`plan`] makes everything that follows from the world: no client, no clock, no order of events.
+//! - [`plan`] makes everything that follows from the world: no client, no clock, no order of events. Its planner
+//!   keeps up with the store's [`difference`]s; [`backlog`] knows what of the consequences is not yet written.
 //! - [`controller`] is the loop, and the only writer. It writes nothing before every watch has synced, nothing
 //!   while another process leads ([`leader`]), and only what differs ([`apply`], [`mod@status`], [`events`]).
 //! - [`announced`] remembers of which faults of their own pods have been told ([`plan::faults`]).
