@@ -20,12 +20,15 @@ pub struct Backlog {
 impl Backlog {
     /// From scratch.
     pub fn new(world: &World) -> Self {
+        let Touched { plans, policies } = Touched::everything(world);
         let mut backlog = Self {
             planner: Planner::new(world),
             plans: BTreeMap::new(),
-            policies: BTreeSet::new(),
+            policies,
         };
-        backlog.add(Touched::everything(world), world);
+        for node in plans {
+            backlog.compare(node, world);
+        }
         backlog
     }
 
@@ -93,11 +96,15 @@ impl Backlog {
         for node in touched.plans {
             let policies = self.planner.policies_of(&node).into_iter();
             self.policies.extend(policies.map(str::to_owned));
-            match apply::difference(&node, &self.planner, world) {
-                Some((wave, _)) => self.plans.insert(node, wave),
-                None => self.plans.remove(&node),
-            };
+            self.compare(node, world);
         }
         self.policies.extend(touched.policies);
+    }
+
+    fn compare(&mut self, node: String, world: &World) {
+        match apply::difference(&node, &self.planner, world) {
+            Some((wave, _)) => self.plans.insert(node, wave),
+            None => self.plans.remove(&node),
+        };
     }
 }

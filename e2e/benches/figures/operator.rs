@@ -60,7 +60,15 @@ fn of_size(nodes: u32, effort: Effort) -> Result<Vec<Record>> {
     let mut cluster = Cluster::new(nodes)?;
     cluster.write_all()?;
     let written = resident()? - before;
-    let mut pod = repeat(effort.events, || cluster.pod_event())?;
+    let events = (0..effort.events)
+        .map(|_| cluster.pod_event())
+        .collect::<Result<Vec<_>>>()?;
+    let [mut pod, statuses] = [0, 1].map(|part| {
+        events
+            .iter()
+            .map(|event| milliseconds(event[part]))
+            .collect::<Vec<_>>()
+    });
     let weight = written.max(resident()? - before);
     let full = repeat(effort.plans, || cluster.full_plan())?;
     let policy = repeat(effort.plans, || cluster.policy_edit())?;
@@ -72,6 +80,7 @@ fn of_size(nodes: u32, effort: Effort) -> Result<Vec<Record>> {
         Record::new("operator_full_plan", "ms", &full).target(target(1_000.0)),
         Record::new("operator_pod_event", "ms", &pod).target(target(1.0)),
         Record::new("operator_pod_event_p99", "ms", &slowest),
+        Record::new("operator_pod_event_statuses", "ms", &statuses),
         Record::new("operator_policy_edit", "ms", &policy),
     ];
     if large {
@@ -80,9 +89,13 @@ fn of_size(nodes: u32, effort: Effort) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Milliseconds.
+/// How many milliseconds the work takes, each time.
 fn repeat(times: usize, mut work: impl FnMut() -> Result<Duration>) -> Result<Vec<f64>> {
-    (0..times).map(|_| Ok(work()?.as_secs_f64() * 1e3)).collect()
+    (0..times).map(|_| work().map(milliseconds)).collect()
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// A cluster, and all that the operator keeps of it.
@@ -104,7 +117,7 @@ impl Cluster {
             }
         }
         for number in 0..POLICIES {
-            let name = format!("policy-{number:04}");
+            let name = policy_name(number);
             let team = BTreeMap::from([("team".to_owned(), format!("team-{number}"))]);
             store.apply(Change::Namespaces(Delta::Set(namespace(number), team)));
             let policy = policy(&name, number, nodes, 0)?;
@@ -131,7 +144,7 @@ impl Cluster {
 
     /// A pod has another address, is gone, or is there again: until its node's plan is ready to be written, and the
     /// outcomes of the policies that it touches are known.
-    fn pod_event(&mut self) -> Result<Duration> {
+    fn pod_event(&mut self) -> Result<[Duration; 2]> {
         let turn = self.turn / 3;
         let (key, mut pod) = pod_of(turn % self.nodes, turn / self.nodes % PODS_PER_NODE);
         let change = match self.turn % 3 {
@@ -143,25 +156,28 @@ impl Cluster {
             _ => Delta::Set(key, pod),
         };
         self.turn += 1;
-        let took = self.happen(Change::Pods(change))?;
+        let serial = turn % self.nodes * PODS_PER_NODE + turn / self.nodes % PODS_PER_NODE;
+        let took = self.happen(Change::Pods(change), &policy_name(serial))?;
+        let statuses = self.statuses();
         let written = self.write_all()?;
         ensure!((1..=3).contains(&written), "{written} plans for one pod");
-        Ok(took)
+        Ok([took, statuses])
     }
 
     /// A policy has another destination.
     fn policy_edit(&mut self) -> Result<Duration> {
         self.turn += 1;
         let number = self.turn % POLICIES;
-        let name = format!("policy-{number:04}");
+        let name = policy_name(number);
         let edited = policy(&name, number, self.nodes, self.turn)?;
-        let took = self.happen(Change::Policies(Delta::Set(name, edited)))?;
+        let took = self.happen(Change::Policies(Delta::Set(name.clone(), edited)), &name)?;
         ensure!(self.write_all()? >= 1, "no plan for an edited policy");
         Ok(took)
     }
 
-    /// How long it takes until every plan that differs, and every outcome that may, is made.
-    fn happen(&mut self, change: Change) -> Result<Duration> {
+    /// How long it takes until every plan that differs is ready to be written, and the outcome of the policy that the
+    /// change is about is known.
+    fn happen(&mut self, change: Change, policy: &str) -> Result<Duration> {
         let begin = Instant::now();
         self.apply(change);
         self.backlog.catch_up(self.store.world());
@@ -170,14 +186,21 @@ impl Cluster {
             .iter()
             .map(|node| self.backlog.write(node, self.store.world()));
         let writes: Vec<Option<PlanWrite>> = writes.collect();
-        let names = self.backlog.take_policies();
-        let statuses = status::due(&names, self.store.world(), &self.backlog, Timestamp::UNIX_EPOCH);
+        let outcomes = self.backlog.planner().policies([policy], self.store.world());
         let took = begin.elapsed();
-        ensure!(
-            writes.iter().all(Option::is_some) && !statuses.is_empty(),
-            "nothing follows"
-        );
+        let touched = self.backlog.policies().contains(policy) && outcomes.len() == 1;
+        ensure!(touched && writes.iter().all(Option::is_some), "nothing follows");
         Ok(took)
+    }
+
+    /// How long it takes to make the statuses that may be others.
+    fn statuses(&mut self) -> Duration {
+        let begin = Instant::now();
+        let names = self.backlog.take_policies();
+        let due = status::due(&names, self.store.world(), &self.backlog, Timestamp::UNIX_EPOCH);
+        let took = begin.elapsed();
+        drop(due);
+        took
     }
 
     /// Takes all that is to be written for written. How many plans.
@@ -207,6 +230,11 @@ impl Cluster {
         self.store
             .apply_noting(change, |difference| backlog.note(difference));
     }
+}
+
+/// The policy of the pod with this serial number, or of this number.
+fn policy_name(number: u32) -> String {
+    format!("policy-{:04}", number % POLICIES)
 }
 
 fn node_name(number: u32) -> String {

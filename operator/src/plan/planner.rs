@@ -160,30 +160,42 @@ impl Planner {
         self.totals = Totals::new(&self.shared.in_force);
         self.shares.clear();
         for (name, node) in &world.nodes {
-            self.share_anew(name, node, world, &mut Touched::default());
+            let after = self.share_of(name, node, world);
+            self.put(Arc::from(name.as_str()), &Share::default(), after);
         }
     }
 
     /// Makes a node's share anew, and adds what may be another than before to `touched`.
     fn share_anew(&mut self, name: &str, node: &Node, world: &World, touched: &mut Touched) {
-        let (name, before) = match self.shares.remove_entry(name) {
-            Some((name, before)) => (name, before),
-            None => (Arc::from(name), Share::default()),
+        let after = self.share_of(name, node, world);
+        let Some((name, before)) = self.shares.remove_entry(name) else {
+            return;
         };
-        let policies = &self.shared.in_force;
-        let (candidates, totals) = (&mut self.candidates, &mut self.totals);
-        let after = Share::of(&name, node, &self.pods, &self.shared, |pod| {
-            let slots = candidates.slots(pod, node, policies, world);
-            (!slots.is_empty()).then(|| totals.flat(slots, policies))
-        });
-        for slot in totals.replace(&name, &before, &after, policies) {
-            touched.policies.insert(policies.policy_of(slot).name.clone());
-        }
         touched.plans.insert(name.to_string());
         let gateways = before.tunnels.keys().chain(after.tunnels.keys());
         let others = gateways.filter(|gateway| before.tunnels.get(*gateway) != after.tunnels.get(*gateway));
         touched.plans.extend(others.cloned());
+        for slot in self.put(name, &before, after) {
+            let policy = self.shared.in_force.policy_of(slot);
+            touched.policies.insert(policy.name.clone());
+        }
+    }
+
+    fn share_of(&mut self, name: &str, node: &Node, world: &World) -> Share {
+        let policies = &self.shared.in_force;
+        let (candidates, totals) = (&mut self.candidates, &mut self.totals);
+        Share::of(name, node, &self.pods, &self.shared, |pod| {
+            let slots = candidates.slots(pod, node, policies, world);
+            (!slots.is_empty()).then(|| totals.flat(slots, policies))
+        })
+    }
+
+    /// Puts a node's share in the place of that which it had. The slots of which a sum is another now.
+    fn put(&mut self, name: Arc<str>, before: &Share, after: Share) -> BTreeSet<usize> {
+        let policies = &self.shared.in_force;
+        let changed = self.totals.replace(&name, before, &after, policies);
         self.shares.insert(name, after);
+        changed
     }
 }
 

@@ -1,7 +1,6 @@
 //! The pods that policies can select, by node and by address.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -68,42 +67,46 @@ impl Pods {
             return;
         }
         if let Some(node) = &pod.node {
-            insert(self.of_node.entry(node.clone()), pod, by_uid);
+            insert(&mut self.of_node, node, pod, by_uid);
         }
         for ip in &pod.ips {
-            insert(self.claims.entry(*ip), pod, by_precedence);
+            insert(&mut self.claims, ip, pod, by_precedence);
         }
     }
 
     fn remove(&mut self, pod: &Arc<Pod>) {
         if let Some(node) = &pod.node {
-            remove(self.of_node.entry(node.clone()), pod);
+            remove(&mut self.of_node, node, pod);
         }
         for ip in &pod.ips {
-            remove(self.claims.entry(*ip), pod);
+            remove(&mut self.claims, ip, pod);
         }
     }
 }
 
-fn insert<K: Ord>(at: Entry<'_, K, Vec<Arc<Pod>>>, pod: &Arc<Pod>, order: fn(&Pod, &Pod) -> Ordering) {
-    match at {
-        // Most addresses are claimed by one pod: a vector of just one.
-        Entry::Vacant(at) => {
-            at.insert(vec![pod.clone()]);
-        }
-        Entry::Occupied(mut at) => {
-            let pods = at.get_mut();
+fn insert<K: Ord + Clone>(
+    pods: &mut BTreeMap<K, Vec<Arc<Pod>>>,
+    at: &K,
+    pod: &Arc<Pod>,
+    order: fn(&Pod, &Pod) -> Ordering,
+) {
+    match pods.get_mut(at) {
+        Some(pods) => {
             let place = pods.partition_point(|other| order(other, pod).is_lt());
             pods.insert(place, pod.clone());
         }
+        // Most addresses are claimed by one pod: a vector of just one.
+        None => {
+            pods.insert(at.clone(), vec![pod.clone()]);
+        }
     }
 }
 
-fn remove<K: Ord>(at: Entry<'_, K, Vec<Arc<Pod>>>, pod: &Arc<Pod>) {
-    if let Entry::Occupied(mut at) = at {
-        at.get_mut().retain(|other| !Arc::ptr_eq(other, pod));
-        if at.get().is_empty() {
-            at.remove();
+fn remove<K: Ord>(pods: &mut BTreeMap<K, Vec<Arc<Pod>>>, at: &K, pod: &Arc<Pod>) {
+    if let Some(here) = pods.get_mut(at) {
+        here.retain(|other| !Arc::ptr_eq(other, pod));
+        if here.is_empty() {
+            pods.remove(at);
         }
     }
 }
