@@ -18,18 +18,36 @@ const AT_ONCE: usize = 16;
 const MOST: usize = 65_536;
 
 /// The faults of which pods have been told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Announced {
     numbers: BTreeSet<u64>,
+    /// There may be faults that are new.
+    stale: bool,
     next: Option<Instant>,
 }
 
+impl Default for Announced {
+    fn default() -> Self {
+        Self {
+            numbers: BTreeSet::new(),
+            stale: true,
+            next: None,
+        }
+    }
+}
+
 impl Announced {
-    /// Whether it is time for a look; the next one is a while after it.
+    /// The world is another.
+    pub fn world_changed(&mut self) {
+        self.stale = true;
+    }
+
+    /// Whether it is time for a look; the next one is a while after it, and not before something changes.
     pub fn is_due(&mut self, now: Instant) -> bool {
-        let due = self.next.is_none_or(|next| next <= now);
+        let due = self.stale && self.next.is_none_or(|next| next <= now);
         if due {
             self.next = Some(now + PAUSE);
+            self.stale = false;
         }
         due
     }
@@ -39,7 +57,9 @@ impl Announced {
         let present: BTreeSet<u64> = faults.iter().map(Fault::number).collect();
         self.numbers.retain(|number| present.contains(number));
         faults.retain(|fault| !self.numbers.contains(&fault.number()));
-        faults.truncate(AT_ONCE.min(MOST.saturating_sub(self.numbers.len())));
+        let room = AT_ONCE.min(MOST.saturating_sub(self.numbers.len()));
+        self.stale |= faults.len() > room;
+        faults.truncate(room);
         self.numbers.extend(faults.iter().map(Fault::number));
         faults
     }
@@ -47,6 +67,7 @@ impl Announced {
     /// The fault with this number was not told after all.
     pub fn forget(&mut self, number: u64) {
         self.numbers.remove(&number);
+        self.stale = true;
     }
 }
 
@@ -112,7 +133,29 @@ mod tests {
     fn looks_are_apart() {
         let (mut announced, now) = (Announced::default(), Instant::now());
         let seconds = [0, 1, 9, 10, 11, 25];
-        let due = seconds.map(|s| announced.is_due(now + Duration::from_secs(s)));
+        let due = seconds.map(|s| {
+            announced.world_changed();
+            announced.is_due(now + Duration::from_secs(s))
+        });
         assert_eq!(due, [true, false, false, true, false, true]);
+    }
+
+    #[test]
+    fn nobody_looks_while_nothing_changes_and_all_has_been_told() {
+        let (mut announced, many) = (Announced::default(), world(20));
+        let mut now = Instant::now();
+        let mut look = |announced: &mut Announced| {
+            now += PAUSE;
+            announced.is_due(now).then(|| told(announced, &many).len())
+        };
+        assert_eq!(
+            [0; 4].map(|_| look(&mut announced)),
+            [Some(16), Some(4), None, None]
+        );
+        announced.world_changed();
+        assert_eq!([0; 2].map(|_| look(&mut announced)), [Some(0), None]);
+        let number = Planner::new(&many).faults(&many)[0].number();
+        announced.forget(number);
+        assert_eq!([0; 2].map(|_| look(&mut announced)), [Some(1), None]);
     }
 }

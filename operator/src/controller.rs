@@ -96,6 +96,7 @@ impl Controller {
             changed |= self.apply(change);
         }
         if changed {
+            self.events.world_changed();
             schedule.changed(Instant::now());
         }
         self.health.set_synced(self.store.synced());

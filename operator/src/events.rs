@@ -100,6 +100,11 @@ impl Events {
         self.publish(&event, &reference, object).await
     }
 
+    /// The world is another: there may be faults that are new.
+    pub fn world_changed(&mut self) {
+        self.announced.world_changed();
+    }
+
     /// Sends an Event on the pod of each of the `faults` that are new, some at a time and not too often; the answer
     /// is what failed, and will be tried again.
     pub async fn send_on_pods<'a>(

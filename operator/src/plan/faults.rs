@@ -6,9 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use egressnat_crds::plan::Family;
-
-use super::gateway::list;
+use super::gateway::{Gateway, list};
 use super::pods::Pods;
 use super::select::Candidates;
 use super::share::{SelectedPod, Share};
@@ -62,8 +60,8 @@ impl fmt::Display for Fault<'_> {
         match self.reason {
             PodReason::AddressTakenOver => write!(
                 f,
-                "pod {other} has {ips} by now: EgressNATPolicy {policy} applies to that pod's packets, and not to this \
-                 one's"
+                "pod {other} has {ips} by now: packets from there count as that pod's, and EgressNATPolicy {policy} does \
+                 not apply to this one's"
             ),
             PodReason::NoFamilyServed => write!(
                 f,
@@ -110,21 +108,20 @@ fn taken_over<'a>(selected: &'a SelectedPod, shared: &'a Shared, pods: &Pods) ->
 
 /// Some of the pod's destinations are of a gateway that serves none of its families.
 fn unserved<'a>(share: &Share, selected: &'a SelectedPod, shared: &'a Shared) -> Option<Fault<'a>> {
-    let ips: Vec<IpAddr> = selected.ips().collect();
-    let slots = selected.flat.slots.iter().filter(|_| !ips.is_empty());
-    let mut gateways = slots.filter_map(|slot| {
+    let mut gateways = selected.flat.slots.iter().filter_map(|slot| {
         let gateway = shared.in_force.gateway_of(*slot, share.zone.as_deref())?;
         Some((slot, gateway))
     });
-    let (slot, gateway) = gateways.find(|(_, gateway)| {
-        let served = gateway.families();
-        !ips.iter().any(|ip| served.contains(&Family::from(*ip)))
-    })?;
+    let serves =
+        |gateway: &Gateway, ip: IpAddr| gateway.addresses.iter().any(|a| a.is_ipv4() == ip.is_ipv4());
+    // A pod that is still without an address may get one that is served.
+    selected.ips().next()?;
+    let (slot, gateway) = gateways.find(|(_, gateway)| !selected.ips().any(|ip| serves(gateway, ip)))?;
     Some(Fault {
         reason: PodReason::NoFamilyServed,
         pod: &selected.pod,
         policy: &shared.in_force.policy_of(*slot).name,
-        ips,
+        ips: selected.ips().collect(),
         other: gateway.node.clone(),
     })
 }
@@ -208,7 +205,7 @@ status: {phase: PHASE, podIPs: [IPS]}
             (
                 Other("web", false, "Running", "{ip: 10.0.0.5}", false),
                 Some(
-                    "AddressTakenOver: pod apps/good has 10.0.0.5 by now: EgressNATPolicy all applies to that",
+                    "AddressTakenOver: pod apps/good has 10.0.0.5 by now: packets from there count as that pod's",
                 ),
             ),
             (
