@@ -23,7 +23,8 @@ pub fn records(variants: &[Variant<'_>], samples: &Samples) -> Vec<Record> {
             let name = format!("{}_{}", kind.name(), metric.name());
             let record = Record::new(name, metric.unit(), own);
             let record = labelled(record, *scale);
-            let baseline = kind.baseline().and_then(|b| Some((b, values(b, None, metric)?)));
+            let alike = |b| values(b, *scale, metric).or_else(|| values(b, None, metric));
+            let baseline = kind.baseline().and_then(|b| Some((b, alike(b)?)));
             records.push(match baseline {
                 Some((kind_of, other)) => {
                     against(record, kind_of.name(), own, other).target(target(*kind, metric))

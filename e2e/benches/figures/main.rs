@@ -96,7 +96,7 @@ fn machine(cores: usize) -> Result<String> {
 }
 
 fn datapath(effort: &Effort) -> Result<Vec<results::Record>> {
-    eprintln!("bench: making seven worlds of three nodes");
+    eprintln!("bench: making eight worlds of three nodes");
     let worlds = variant::Worlds::new()?;
     let variants = worlds.variants();
     variants.iter().try_for_each(variant::Variant::check)?;

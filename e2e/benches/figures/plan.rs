@@ -7,6 +7,7 @@ use egressnat_crds::{
     interval::Interval,
     plan::{Destination, Family, GatewayRole, Peer, PlanPod, PlanPolicy, Profile, SourceRole},
     policy::NoGateway,
+    ports::PortRange,
 };
 use egressnat_e2e::topology::{API_SERVER, Dual, Node, PODS, Pod, SEGMENT, SERVICES, Topology};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -56,6 +57,14 @@ pub fn of_gateway(topology: &Topology, scale: Scale) -> EgressPlanSpec {
             addresses: gateway.egress.both().into(),
             source_ports: None,
         });
+    }
+    plan
+}
+
+/// The gateway's plan with ports of which a client chooses none by itself (`ip_local_port_range`).
+pub fn with_ports(mut plan: EgressPlanSpec) -> EgressPlanSpec {
+    for role in plan.policies.iter_mut().filter_map(|p| p.gateway.as_mut()) {
+        role.source_ports = PortRange::new(2_000, 31_999).ok();
     }
     plan
 }

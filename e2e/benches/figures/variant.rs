@@ -1,4 +1,4 @@
-//! What is compared: seven worlds of three nodes, and in each the pods whose packets are measured.
+//! What is compared: eight worlds of three nodes, and in each the pods whose packets are measured.
 
 use std::net::IpAddr;
 
@@ -27,6 +27,8 @@ pub enum Kind {
     Unselected,
     /// Selected, on the gateway.
     Local,
+    /// The same, and the policy gives none of the ports that clients choose: a connection costs a search.
+    Ports,
     /// Selected, on another node than the gateway.
     Tunnel,
     /// By the tunnel that [`plain::tunnel`] makes.
@@ -44,6 +46,7 @@ impl Kind {
             Self::Ruled => "ruled",
             Self::Unselected => "unselected",
             Self::Local => "local",
+            Self::Ports => "ports",
             Self::Tunnel => "tunnel",
             Self::PlainTunnel => "plain_tunnel",
             Self::UntrackedTunnel => "untracked_tunnel",
@@ -56,6 +59,7 @@ impl Kind {
             Self::Masquerade | Self::PlainTunnel => None,
             Self::UntrackedTunnel => Some(Self::PlainTunnel),
             Self::Control | Self::Ruled | Self::Unselected | Self::Local => Some(Self::Masquerade),
+            Self::Ports => Some(Self::Local),
             Self::Tunnel => Some(Self::PlainTunnel),
         }
     }
@@ -91,6 +95,7 @@ pub struct Worlds {
     ruled: Topology,
     small: Topology,
     large: Topology,
+    ports: Topology,
     plain: Topology,
     untracked: Topology,
 }
@@ -110,11 +115,16 @@ impl Worlds {
             ruled: bare()?,
             small: bare()?,
             large: bare()?,
+            ports: bare()?,
             plain: bare()?,
             untracked: bare()?,
         };
         program(&worlds.small, SMALL)?;
         program(&worlds.large, LARGE)?;
+        on_node(
+            &worlds.ports.gateway,
+            &plan::with_ports(plan::of_gateway(&worlds.ports, SMALL)),
+        )?;
         plain::rule(&worlds.ruled.source)?;
         plain::tunnel(&worlds.plain)?;
         plain::tunnel(&worlds.untracked)?;
@@ -136,6 +146,7 @@ impl Worlds {
             variants.push(variant(&self.small, kind, Some(SMALL)));
             variants.push(variant(&self.large, kind, Some(LARGE)));
         }
+        variants.push(variant(&self.ports, Kind::Ports, Some(SMALL)));
         variants
     }
 }
@@ -166,7 +177,7 @@ fn variant(topology: &Topology, kind: Kind, scale: Option<Scale>) -> Variant<'_>
     let (pod, expected): (&Pod, _) = match kind {
         Kind::Masquerade | Kind::Control | Kind::Ruled => (&source.pods[0], source.address),
         Kind::Unselected => (&source.pods[1], source.address),
-        Kind::Local => (&gateway.pods[0], gateway.egress),
+        Kind::Local | Kind::Ports => (&gateway.pods[0], gateway.egress),
         Kind::Tunnel | Kind::PlainTunnel | Kind::UntrackedTunnel => (&source.pods[0], gateway.egress),
     };
     Variant {
