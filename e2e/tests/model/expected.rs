@@ -128,17 +128,18 @@ pub fn expected(world: &World, pod: &Pod, destination: IpAddr) -> Verdict {
 /// By each gateway that the pod may use; without one, by none.
 fn what_happens(world: &World, policy: &Policy, node: &Node, destination: IpAddr) -> Vec<Capture> {
     // Of a spec that is refused now, only the pods and destinations are known.
-    let gateways = match is_refused(&policy.spec) {
-        true => Vec::new(),
+    let cases = match is_refused(&policy.spec) {
+        true => vec![Vec::new()],
         false => gateways(world, policy, node),
     };
-    if gateways.is_empty() {
-        return vec![by(world, policy, node, destination, None)];
+    let mut captures: BTreeSet<Capture> = BTreeSet::new();
+    for gateways in cases {
+        if gateways.is_empty() {
+            captures.insert(by(world, policy, node, destination, None));
+        }
+        let each = gateways.into_iter();
+        captures.extend(each.map(|g| by(world, policy, node, destination, Some(g))));
     }
-    let captures = gateways.into_iter();
-    let captures: BTreeSet<Capture> = captures
-        .map(|g| by(world, policy, node, destination, Some(g)))
-        .collect();
     captures.into_iter().collect()
 }
 

@@ -11,6 +11,7 @@ use crate::selector::matches;
 use crate::world::{Node, Policy, World};
 
 /// A gateway.
+#[derive(Clone)]
 pub struct Gateway {
     pub node: String,
     /// At most one of each family, at least one.
@@ -64,13 +65,22 @@ fn pairs(texts: &[String]) -> Vec<Vec<IpAddr>> {
     (0..v4.len().max(v6.len())).map(pair).collect()
 }
 
-/// The gateways that a pod of `node` may use. None where there is none for it.
-pub fn gateways(world: &World, policy: &Policy, node: &Node) -> Vec<Gateway> {
-    let choices = choices(&policy.spec);
-    let all = choices.iter().filter_map(|choice| gateway(world, policy, choice));
+/// The gateways that a pod of `node` may use, in each case that the API leaves open; in a case without any there is none
+/// for it.
+pub fn gateways(world: &World, policy: &Policy, node: &Node) -> Vec<Vec<Gateway>> {
+    let cases = settled(world, policy).into_iter();
+    cases.map(|all| usable(policy, node, all)).collect()
+}
+
+/// Whether choices compete: which of them gets a gateway matters.
+pub fn compete(world: &World, policy: &Policy) -> bool {
+    settled(world, policy).len() > 1
+}
+
+/// Those of a policy's gateways that a pod of `node` may use.
+fn usable(policy: &Policy, node: &Node, mut usable: Vec<Gateway>) -> Vec<Gateway> {
     let zone = node.metadata.labels.get(ZONE);
     let affinity = policy.spec.zone_affinity;
-    let mut usable: Vec<Gateway> = all.collect();
     let is_near = |g: &Gateway| zone.is_some() && g.zone.as_ref() == zone;
     if affinity == ZoneAffinity::Require {
         usable.retain(is_near);
@@ -84,11 +94,55 @@ pub fn gateways(world: &World, policy: &Policy, node: &Node) -> Vec<Gateway> {
     usable
 }
 
-/// The node for a choice. Of several that could be, a Ready one, then the one that is it now, then the one whose name
-/// sorts first.
-fn gateway(world: &World, policy: &Policy, choice: &Choice<'_>) -> Option<Gateway> {
+/// The policy's gateways. No two are the same node with the same addresses; which choice gets one that several could
+/// have is not said: each possibility, in which the choices come one after the other and take what is left.
+fn settled(world: &World, policy: &Policy) -> Vec<Vec<Gateway>> {
+    let choices: Vec<Vec<Gateway>> = choices(&policy.spec)
+        .iter()
+        .map(|choice| candidates(world, policy, choice))
+        .collect();
+    let is_same = |a: &Gateway, b: &Gateway| a.node == b.node && a.addresses == b.addresses;
+    let mut cases: Vec<Vec<Gateway>> = Vec::new();
+    for order in orders(choices.len()) {
+        let mut taken: Vec<Gateway> = Vec::new();
+        for choice in order {
+            let left = choices[choice]
+                .iter()
+                .find(|c| !taken.iter().any(|t| is_same(c, t)));
+            taken.extend(left.cloned());
+        }
+        taken.sort_by(|a, b| (&a.node, &a.addresses).cmp(&(&b.node, &b.addresses)));
+        let is_known = |case: &Vec<Gateway>| {
+            case.len() == taken.len() && case.iter().zip(&taken).all(|(a, b)| is_same(a, b))
+        };
+        if !cases.iter().any(is_known) {
+            cases.push(taken);
+        }
+    }
+    cases
+}
+
+/// Every order of so many.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    let mut orders = vec![Vec::new()];
+    for next in 0..count {
+        let longer = orders.into_iter().flat_map(|order: Vec<usize>| {
+            (0..=order.len()).map(move |at| {
+                let mut longer = order.clone();
+                longer.insert(at, next);
+                longer
+            })
+        });
+        orders = longer.collect();
+    }
+    orders
+}
+
+/// The nodes for a choice, the best first: a Ready one, then the one that is it now, then the one whose name sorts
+/// first.
+fn candidates(world: &World, policy: &Policy, choice: &Choice<'_>) -> Vec<Gateway> {
     // Of several, the status says by a key which one an item is of; here it has none.
-    let is_single = policy.spec.egress_source_ips.is_empty();
+    let is_single = policy.spec.egress_source_ips.is_empty() && policy.spec.egress_gateways.is_empty();
     let current = policy
         .status
         .gateways
@@ -103,16 +157,17 @@ fn gateway(world: &World, policy: &Policy, choice: &Choice<'_>) -> Option<Gatewa
             candidates.push((node, addresses));
         }
     }
-    let best = candidates.into_iter().min_by_key(|(node, _)| {
+    candidates.sort_by_key(|(node, _)| {
         let name = &node.metadata.name;
-        (!is_ready(node), current != Some(name), name)
+        (!is_ready(node), current != Some(name), name.clone())
     });
-    best.map(|(node, addresses)| Gateway {
+    let gateways = candidates.into_iter().map(|(node, addresses)| Gateway {
         node: node.metadata.name.clone(),
         addresses,
         ready: is_ready(node),
         zone: node.metadata.labels.get(ZONE).cloned(),
-    })
+    });
+    gateways.collect()
 }
 
 /// The node's address under the tunnel: its first InternalIP of the family that most nodes have first.

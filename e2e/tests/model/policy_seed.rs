@@ -188,15 +188,19 @@ fn gateway() -> impl Strategy<Value = Map<String, Value>> {
         ]
     };
     let chosen = (selector(NODE_LABELS), further()).prop_map(|(s, further)| entry_of(s, further));
-    // Each by the name of another node: which node an entry has is then no question.
-    let several = vec((select(&NODES[..]), further()), 1..=5).prop_map(|entries| {
-        let entries: BTreeMap<&str, _> = entries.into_iter().collect();
-        let selector = |name| json!({"matchLabels": {"kubernetes.io/hostname": name}});
-        let entries = entries
-            .into_iter()
-            .map(|(name, further)| entry_of(selector(name), further));
-        json!(entries.collect::<Vec<_>>())
-    });
+    // Each says something else, but several may mean the same nodes.
+    let several = (
+        subsequence(entry_selectors(), 1..=4).prop_shuffle(),
+        vec(further(), 4),
+    )
+        .prop_map(|(selectors, furthers)| {
+            let entries = selectors.into_iter().zip(furthers);
+            json!(
+                entries
+                    .map(|(s, further)| entry_of(s, further))
+                    .collect::<Vec<_>>()
+            )
+        });
     let affinity = select(vec!["None", "Prefer", "Require"]);
     let field = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
     prop_oneof![
@@ -211,6 +215,21 @@ fn gateway() -> impl Strategy<Value = Map<String, Value>> {
             fields
         }),
     ]
+}
+
+/// Selectors of nodes, no two of which say the same.
+fn entry_selectors() -> Vec<Value> {
+    let names = NODES.map(|name| json!({"matchLabels": {"kubernetes.io/hostname": name}}));
+    let zone = |labels: Value| json!({"matchLabels": labels});
+    let expression = |operator: &str| json!({"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": operator}]});
+    let others = [
+        json!({}),
+        zone(json!({"topology.kubernetes.io/zone": "a"})),
+        zone(json!({"egress": "yes"})),
+        expression("Exists"),
+        expression("DoesNotExist"),
+    ];
+    names.into_iter().chain(others).collect()
 }
 
 /// Several addresses: pairs, or of one family.

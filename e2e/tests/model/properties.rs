@@ -1,16 +1,17 @@
 //! Thousands of random worlds: the model, the planner and the compiled rules say the same.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::net::IpAddr;
 
 use egressnat_agent::owned::Numbers;
-use egressnat_operator::plan::plan;
+use egressnat_operator::plan::{Outcome, plan};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
 use crate::expected::{Capture, NotCaptured, Verdict, expected, owner, say};
+use crate::gateway::compete;
 use crate::generate::worlds;
 use crate::journey::Cluster;
 use crate::planned::planned;
@@ -18,12 +19,16 @@ use crate::probes::destinations;
 use crate::ruleset::Packet;
 use crate::world::{Pod, World};
 
+/// Worlds with policies whose entries compete for a gateway.
+const COMPETING: &str = "competing entries";
+
 /// How often each kind of verdict was met.
 pub type Tally = BTreeMap<&'static str, u64>;
 
 #[test]
 fn the_planner_says_what_the_model_says() {
-    check(worlds(), 1200, by_plans);
+    let tally = check(worlds(), 1200, by_plans);
+    assert!(tally.contains_key(COMPETING), "no world had entries that compete");
 }
 
 #[test]
@@ -34,6 +39,11 @@ fn the_compiled_rules_do_what_the_model_says() {
 /// The model against what is read off the plans.
 pub fn by_plans(world: &World, tally: &mut Tally) -> Result<(), String> {
     let outcome = plan(&world.known());
+    no_gateway_is_two(&outcome)?;
+    let competing = world.policies.iter().filter(|p| compete(world, p)).count();
+    if competing > 0 {
+        *tally.entry(COMPETING).or_default() += 1;
+    }
     let mut chosen = Chosen::default();
     for destination in destinations(world) {
         for pod in &world.pods {
@@ -46,6 +56,19 @@ pub fn by_plans(world: &World, tally: &mut Tally) -> Result<(), String> {
                 planned(&outcome, pod, destination),
             )?;
             *tally.entry(kind(&verdict)).or_default() += 1;
+        }
+    }
+    Ok(())
+}
+
+/// No two gateways of a policy are the same node with the same addresses.
+fn no_gateway_is_two(outcome: &Outcome) -> Result<(), String> {
+    for (policy, became) in &outcome.policies {
+        let mut seen = BTreeSet::new();
+        for gateway in became.gateways.iter().filter_map(|g| g.gateway.as_ref()) {
+            if !seen.insert((&gateway.node, &gateway.addresses)) {
+                return Err(format!("{policy} has {} twice", gateway.node));
+            }
         }
     }
     Ok(())
@@ -151,7 +174,7 @@ fn kind(verdict: &Verdict) -> &'static str {
 
 /// Tries a property on so many random worlds, or on `PROPTEST_CASES`. A world on which it fails is shrunk and
 /// printed as a file.
-pub fn check<S>(worlds: S, cases: u32, property: fn(&World, &mut Tally) -> Result<(), String>)
+pub fn check<S>(worlds: S, cases: u32, property: fn(&World, &mut Tally) -> Result<(), String>) -> Tally
 where
     S: Strategy<Value = World>,
 {
@@ -197,4 +220,5 @@ where
             "no world had a verdict of {kind:?}"
         );
     }
+    tally
 }
