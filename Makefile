@@ -15,6 +15,7 @@ HELM_ARGS ?=
 lab := target/debug/lab
 clusters := $(CURDIR)/target/lab/clusters
 policy := e2e/manifests/policy.yaml
+static := $(shell uname -m)-unknown-linux-musl
 policy_dual := e2e/manifests/policy-dual.yaml
 
 ifeq ($(LAB),external)
@@ -139,8 +140,10 @@ images: setup lab-program ## The project's images, as OCI archives in target/ima
 	$(lab) images build
 
 .PHONY: plugin
-plugin: ## The kubectl plugin: target/release/kubectl-egressnat, for your PATH
-	@cargo build --release -p kubectl-egressnat
+plugin: ## The kubectl plugin, one static program for your PATH: target/plugin/kubectl-egressnat
+	@e2e/setup.sh plugin
+	@cargo build --release -p kubectl-egressnat --target $(static)
+	@install -D -t target/plugin target/$(static)/release/kubectl-egressnat
 
 .PHONY: bench
 bench: setup ## The benchmark: a table, target/bench/results.json and figures.svg; BENCH_QUICK=1: rough, in 2 minutes

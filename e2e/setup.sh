@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # Makes a fresh Debian machine ready for the lab and the tests: checks what it cannot install, installs
 # what it can, builds the Kubernetes programs. `make lab`, `make test` and CI all come through here.
-# Quick when nothing is missing; safe to run again at any time. `setup.sh lint` adds what `make lint` needs.
+# Quick when nothing is missing; safe to run again at any time. `setup.sh lint` adds what `make lint` needs,
+# `setup.sh plugin` does what `make plugin` needs alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 MACHETE=0.9.2
 
 # Only what is used: the container runtime and network plugins, the tools that the lab and its tests
-# call, the libraries that the agent is linked with, the contents of the toolbox image.
+# call, the libraries that the agent is linked with, the contents of the toolbox image, the C library that the
+# kubectl plugin is linked with.
 PACKAGES=(containerd runc containernetworking-plugins iproute2 nftables iptables conntrack tcpdump
-          iperf3 busybox libnftnl-dev libmnl-dev pkg-config gcc libc6-dev)
+          iperf3 busybox libnftnl-dev libmnl-dev pkg-config gcc libc6-dev
+          musl-tools)
 
 LAB=$PWD/target/lab
 BIN=$LAB/bin
@@ -90,6 +93,15 @@ install_packages() {
     apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
+# What the kubectl plugin is built for: no library of the machine that it runs on.
+add_static_target() {
+  local target
+  target=$(uname -m)-unknown-linux-musl
+  [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || return 0
+  command -v rustup >/dev/null || fail "Rust's target $target is missing, and there is no rustup to add it"
+  step rust-target "add Rust's target $target" rustup target add "$target"
+}
+
 # Asks the kernel itself, in a throw-away namespace.
 check_kernel() {
   local try="unshare --net --mount"
@@ -144,8 +156,17 @@ build_machete() {
     step machete "build cargo-machete" cargo install --locked --root "$LAB" "cargo-machete@$MACHETE"
 }
 
+# Enough for `make plugin`, on any machine.
+if [ "${1:-}" = plugin ]; then
+  PACKAGES=(gcc musl-tools)
+  install_packages
+  add_static_target
+  exit
+fi
+
 check_tools
 install_packages
+add_static_target
 check_kernel
 build_programs
 [ "${1:-}" != lint ] || build_machete

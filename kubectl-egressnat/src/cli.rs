@@ -41,6 +41,12 @@ pub struct ClusterArgs {
     /// The pod's namespace; the context's when left out
     #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
+    /// The user to ask as
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub as_user: Option<String>,
+    /// A group to ask as; can be repeated
+    #[arg(long, global = true, value_name = "GROUP")]
+    pub as_group: Vec<String>,
 }
 
 /// What to answer.

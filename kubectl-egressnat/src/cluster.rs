@@ -44,7 +44,7 @@ impl Cluster {
             context: args.context.clone(),
             ..KubeConfigOptions::default()
         };
-        let config = match &args.kubeconfig {
+        let mut config = match &args.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).map_err(Error::Kubeconfig)?;
                 Config::from_custom_kubeconfig(file, &options)
@@ -56,6 +56,12 @@ impl Cluster {
                 .map_err(Error::Kubeconfig)?,
             None => Config::infer().await.map_err(Error::NoCluster)?,
         };
+        if let Some(user) = &args.as_user {
+            config.auth_info.impersonate = Some(user.clone());
+            config.auth_info.impersonate_groups = Some(args.as_group.clone());
+        } else if !args.as_group.is_empty() {
+            return Err(Error::GroupWithoutUser);
+        }
         let namespace = args
             .namespace
             .clone()

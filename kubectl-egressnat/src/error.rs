@@ -7,6 +7,9 @@ use egressnat_operator::error::chain;
 /// Why a question could not be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The API server takes no group without a user.
+    #[error("--as-group needs --as: write the user to ask as")]
+    GroupWithoutUser,
     /// No way to the API server is known.
     #[error("failed to read the kubeconfig: {}; set KUBECONFIG or --kubeconfig, and --context", chain(.0))]
     Kubeconfig(#[source] kube::config::KubeconfigError),

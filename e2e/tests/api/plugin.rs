@@ -1,9 +1,10 @@
 //! `kubectl egressnat`, the built program, against the real API server with the real operator.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         OnceLock,
@@ -20,9 +21,17 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{support::*, world::*};
+
+/// This machine's architecture, with a C library that is linked in.
+const TARGET: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-musl"
+} else {
+    "x86_64-unknown-linux-musl"
+};
 
 /// What the program said.
 struct Said {
@@ -83,20 +92,20 @@ impl Drop for Plugin {
     }
 }
 
-/// The program, built as it is released: on its own, so that no feature of another crate reaches it.
+/// The program, built as it is released: static, and on its own, so that no feature of another crate reaches it.
 fn program() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
-            .args(["build", "--quiet", "-p", "kubectl-egressnat"])
+            .args(["build", "--quiet", "-p", "kubectl-egressnat", "--target", TARGET])
             .arg("--target-dir")
             .arg(Site::target())
             .current_dir(Site::root())
             .status()
             .unwrap();
         assert!(built.success());
-        Site::target().join("debug/kubectl-egressnat")
+        Site::target().join(TARGET).join("debug/kubectl-egressnat")
     })
 }
 
@@ -316,8 +325,11 @@ async fn what_cannot_be_answered_says_what_to_do() {
 fn the_plugin_links_no_library_of_the_agents() {
     let bytes = fs::read(program()).unwrap();
     let names = |library: &str| bytes.windows(library.len()).any(|w| w == library.as_bytes());
-    assert!(names("libc.so"), "a library that it links is found");
-    assert!(!names("libnftnl.so") && !names("libmnl.so"));
+    assert!(
+        names("ring_core_"),
+        "a library that it links is found by its symbols"
+    );
+    assert!(!names("nftnl_rule_") && !names("mnl_socket_"));
 }
 
 #[tokio::test]
@@ -387,45 +399,219 @@ async fn accepts(client: &Client, object: &Value) -> bool {
     }
 }
 
-/// Of all the kinds that it knows, the cluster has one.
+/// The kinds of other gateways, as their projects name them: group, version, kind, plural, scope.
+const FOREIGN: [[&str; 5]; 7] = [
+    [
+        "cilium.io",
+        "v2alpha1",
+        "CiliumEgressNATPolicy",
+        "ciliumegressnatpolicies",
+        "Cluster",
+    ],
+    [
+        "cilium.io",
+        "v2",
+        "CiliumEgressGatewayPolicy",
+        "ciliumegressgatewaypolicies",
+        "Cluster",
+    ],
+    ["crd.antrea.io", "v1beta1", "Egress", "egresses", "Cluster"],
+    ["k8s.ovn.org", "v1", "EgressIP", "egressips", "Cluster"],
+    [
+        "egressgateway.spidernet.io",
+        "v1beta1",
+        "EgressPolicy",
+        "egresspolicies",
+        "Namespaced",
+    ],
+    [
+        "egressgateway.spidernet.io",
+        "v1beta1",
+        "EgressClusterPolicy",
+        "egressclusterpolicies",
+        "Cluster",
+    ],
+    [
+        "egressgateway.spidernet.io",
+        "v1beta1",
+        "EgressGateway",
+        "egressgateways",
+        "Cluster",
+    ],
+];
+
+/// Their CustomResourceDefinitions, without schemas. Removed when dropped.
+struct Foreign;
+
+impl Foreign {
+    fn install() -> Self {
+        let foreign = Self;
+        for [group, version, kind, plural, scope] in FOREIGN {
+            let crd = json!({
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": format!("{plural}.{group}")},
+                "spec": {
+                    "group": group,
+                    "scope": scope,
+                    "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+                    "versions": [{
+                        "name": version,
+                        "served": true,
+                        "storage": true,
+                        "schema": {
+                            "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                        },
+                    }],
+                },
+            });
+            shared().kubectl(&["apply", "-f", "-"], &crd.to_string());
+        }
+        let names = Self::names();
+        let established = ["wait", "--for=condition=Established", "--timeout=60s"];
+        shared().kubectl(&[&established[..], &names].concat(), "");
+        foreign
+    }
+
+    fn names() -> Vec<&'static str> {
+        static NAMES: OnceLock<Vec<String>> = OnceLock::new();
+        let name = |[group, _, _, plural, _]: [&str; 5]| format!("crd/{plural}.{group}");
+        let names = NAMES.get_or_init(|| FOREIGN.map(name).into());
+        names.iter().map(String::as_str).collect()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        shared().kubectl(
+            &[&["delete", "--ignore-not-found"][..], &Self::names()].concat(),
+            "",
+        );
+    }
+}
+
+/// The published examples of the kinds, of the versions that are served.
+fn published() -> Vec<Value> {
+    let cases = [
+        "antrea",
+        "cilium-gateway-policy",
+        "cilium-nat-policy",
+        "ovn",
+        "spidernet",
+    ];
+    let folder = Site::root().join("kubectl-egressnat/testdata/migrate");
+    let text = |case: &str| fs::read_to_string(folder.join(case).with_extension("yaml")).unwrap();
+    let objects = cases.iter().flat_map(|case| documents(&text(case)));
+    let served = |object: &Value| {
+        FOREIGN.iter().any(|[group, version, kind, ..]| {
+            object["kind"] == *kind && object["apiVersion"] == format!("{group}/{version}")
+        })
+    };
+    objects.filter(served).map(with_own_name).collect()
+}
+
+/// Several projects call their example the same. What policies refer to keeps its name.
+fn with_own_name(mut object: Value) -> Value {
+    let (name, kind) = (object["metadata"]["name"].as_str(), object["kind"].as_str());
+    if let (Some(name), Some(kind)) = (name, kind)
+        && kind != "EgressGateway"
+    {
+        object["metadata"]["name"] = json!(format!("{name}-{kind}").to_lowercase());
+    }
+    object
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let objects = documents.map(|document| Value::deserialize(document).unwrap());
+    objects.filter(|object| !object.is_null()).collect()
+}
+
+/// What is read from a cluster becomes what the same objects become in a file.
 #[test]
-fn policies_of_another_gateway_are_migrated_from_the_cluster() {
+fn policies_of_every_other_gateway_are_migrated_from_the_cluster() {
     let plugin = Plugin::of(shared());
     let none = plugin.says(&["migrate", "--cluster"]);
     assert_eq!(none.code, Some(1), "{}{}", none.out, none.err);
-    let crd = json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": "egressips.k8s.ovn.org"},
-        "spec": {
-            "group": "k8s.ovn.org",
-            "scope": "Cluster",
-            "names": {"kind": "EgressIP", "plural": "egressips", "singular": "egressip"},
-            "versions": [{
-                "name": "v1",
-                "served": true,
-                "storage": true,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-            }],
-        },
-    });
-    let egress_ip = json!({
-        "apiVersion": "k8s.ovn.org/v1",
-        "kind": "EgressIP",
-        "metadata": {"name": "prod"},
-        "spec": {
-            "egressIPs": ["192.0.2.77"],
-            "namespaceSelector": {"matchLabels": {"env": "prod"}},
-        },
-    });
-    shared().kubectl(&["apply", "-f", "-"], &crd.to_string());
-    let established = ["wait", "--for=condition=Established", "crd/egressips.k8s.ovn.org"];
-    shared().kubectl(&established, "");
-    shared().kubectl(&["apply", "-f", "-"], &egress_ip.to_string());
+    let _foreign = Foreign::install();
+    let objects = published();
+    for [_, _, kind, ..] in FOREIGN {
+        assert!(
+            objects.iter().any(|object| object["kind"] == kind),
+            "no example of {kind}"
+        );
+    }
+    for object in &objects {
+        if let Some(namespace) = object["metadata"]["namespace"].as_str() {
+            let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+            shared().kubectl(&["apply", "-f", "-"], &namespace.to_string());
+        }
+        shared().kubectl(&["apply", "-f", "-"], &object.to_string());
+    }
     let said = plugin.says(&["migrate", "--cluster"]);
-    shared().kubectl(&["delete", "crd", "egressips.k8s.ovn.org"], "");
     assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-    assert!(said.out.contains("192.0.2.77"), "{}", said.out);
+    let texts: Vec<String> = objects.iter().map(|o| format!("---\n{o}\n")).collect();
+    let of_file = plugin.says_of(&["migrate", "-"], &texts.concat());
+    assert_eq!(of_file.code, Some(0), "{}", of_file.err);
+    let by_name = |text: &str| {
+        let policies = documents(text).into_iter();
+        policies
+            .map(|p| (p["metadata"]["name"].to_string(), p["spec"].clone()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let found = by_name(&said.out);
+    assert_eq!(found, by_name(&of_file.out));
+    assert!(found.len() > 7, "{}", said.out);
     let create = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
     shared().kubectl(&create, &said.out);
+}
+
+/// No interpreter is named in the program's headers: it runs wherever its kernel does.
+#[test]
+fn the_program_is_static() {
+    const PT_INTERP: u32 = 3;
+    let has_interpreter = |program: &Path| {
+        let file = fs::read(program).unwrap();
+        let half = |at: usize| usize::from(u16::from_le_bytes(file[at..at + 2].try_into().unwrap()));
+        let offset = u64::from_le_bytes(file[32..40].try_into().unwrap());
+        // ELF-64: the offset, size and number of the program headers, which begin with their type.
+        let (size, number) = (half(54), half(56));
+        let headers = (0..number).map(|i| usize::try_from(offset).unwrap() + i * size);
+        let mut kinds = headers.map(|at| u32::from_le_bytes(file[at..at + 4].try_into().unwrap()));
+        kinds.any(|kind| kind == PT_INTERP)
+    };
+    assert!(
+        has_interpreter(&env::current_exe().unwrap()),
+        "this test's own program has one"
+    );
+    assert!(!has_interpreter(program()));
+    let version = Command::new(program()).arg("--version").output().unwrap();
+    assert!(version.status.success());
+    let policy = policy("p", spec_from_gateway()).to_string();
+    let lint = Plugin::of(shared()).says_of(&["lint", "-"], &policy);
+    assert_eq!(lint.code, Some(0), "{}{}", lint.out, lint.err);
+}
+
+/// As kubectl has it: the API server judges by the rights of whom it is asked as.
+#[test]
+fn another_user_can_be_impersonated() {
+    let plugin = Plugin::of(shared());
+    let own = plugin.says(&["status"]);
+    assert_ne!(own.code, Some(2), "{}", own.err);
+    let nobody = plugin.says(&["status", "--as", "nobody"]);
+    assert_eq!(nobody.code, Some(2), "{}", nobody.out);
+    assert!(nobody.err.contains("\"nobody\""), "{}", nobody.err);
+    let groups = [
+        "status",
+        "--as",
+        "nobody",
+        "--as-group",
+        "some",
+        "--as-group",
+        "system:masters",
+    ];
+    let master = plugin.says(&groups);
+    assert_eq!(master.code, own.code, "{}", master.err);
+    let alone = plugin.says(&["status", "--as-group", "system:masters"]);
+    assert_eq!(alone.code, Some(2), "{}", alone.out);
 }
