@@ -22,7 +22,7 @@ use proptest::prelude::*;
 use worlds::{PodSeed, PolicySeed, Seeds, probes, seeds};
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
     fn the_planner_says_what_the_api_says(seeds in seeds()) {
