@@ -87,6 +87,8 @@ pub struct PodSeed {
     node: usize,
     namespace: usize,
     app: usize,
+    /// The node whose range its addresses are of, if not of its own.
+    elsewhere: Option<usize>,
     /// The last part of its addresses; `None` while it has none.
     host: Option<u8>,
     phase: &'static str,
@@ -276,10 +278,11 @@ impl PodSeed {
     }
 
     pub fn ips(&self) -> Vec<IpAddr> {
+        let range = self.elsewhere.unwrap_or(self.node);
         let of = |host: u8| {
             [
-                format!("10.244.{}.{host}", self.node),
-                format!("fd00:10:244:{}::{host}", self.node),
+                format!("10.244.{range}.{host}"),
+                format!("fd00:10:244:{range}::{host}"),
             ]
         };
         let texts = self.host.map(of).into_iter().flatten();

@@ -16,13 +16,14 @@ prop_compose! {
 prop_compose! {
     fn pod()(
         (node, namespace, app) in (0..4usize, 0..2usize, 0..3usize),
+        elsewhere in proptest::option::weighted(0.4, 0..4usize),
         host in proptest::option::weighted(0.9, 1..5u8),
         phase in proptest::sample::select(vec!["Running", "Running", "Running", "Pending", "Succeeded", "Failed"]),
         host_network in proptest::bool::weighted(0.1),
         deleting in proptest::bool::weighted(0.2),
         created in 0..3i64,
     ) -> PodSeed {
-        PodSeed { number: 0, node, namespace, app, host, phase, host_network, deleting, created }
+        PodSeed { number: 0, node, namespace, app, elsewhere, host, phase, host_network, deleting, created }
     }
 }
 
