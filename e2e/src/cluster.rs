@@ -130,6 +130,14 @@ impl Cluster {
     /// # Errors
     /// When helm refuses, or something is not ready within two minutes.
     pub fn install_chart(&self) -> Result<()> {
+        self.install_chart_with(&[])
+    }
+
+    /// As [`Cluster::install_chart`], with values of its own, each as `--set` takes it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn install_chart_with(&self, settings: &[&str]) -> Result<()> {
         self.load_images(&images::build_project()?)?;
         let file = |path: &str| Site::root().join(path).display().to_string();
         let values = [
@@ -146,6 +154,7 @@ impl Cluster {
         args.extend(["--create-namespace", "-f", &values[0], "-f", &values[1]]);
         let chart = file("charts/egressnat");
         args.push(&chart);
+        args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         self.kubectl.helm(args)?;
         for workload in ["deployment/egressnat-operator", "daemonset/egressnat-agent"] {
             self.kubectl.run([

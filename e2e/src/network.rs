@@ -20,6 +20,9 @@ const NODE_SYSCTLS: [(&str, &str); 6] = [
     ("net.ipv6.conf.default.accept_dad", "0"),
 ];
 
+/// The table with the masquerade of the lab's nodes.
+pub const MASQUERADE: &str = "inet lab-masquerade";
+
 /// Makes the fabric, the nodes' namespaces, their links and routes.
 ///
 /// # Errors
@@ -99,11 +102,13 @@ fn pod_routes(peer: &NodeSpec) -> String {
     )
 }
 
-/// As kindnet does it: what a pod sends to anything but a pod leaves with its node's address.
-fn masquerade() -> String {
+/// As kindnet does it: what a pod sends to anything but a pod leaves with its node's address. The text is for nft,
+/// and the table's name is [`MASQUERADE`].
+#[must_use]
+pub fn masquerade() -> String {
     let (v4, v6) = POD_RANGES;
     format!(
-        "table inet lab-masquerade {{
+        "table {MASQUERADE} {{
             chain postrouting {{
                 type nat hook postrouting priority srcnat;
                 ip saddr {v4} ip daddr != {v4} masquerade

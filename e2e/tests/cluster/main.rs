@@ -7,6 +7,7 @@ mod destinations;
 mod first_policy;
 mod gateways;
 mod lifecycle;
+mod masquerade;
 mod own_address;
 mod pod;
 mod requests;
@@ -43,6 +44,7 @@ fn tests() -> Vec<Test> {
         first_policy::TESTS,
         gateways::TESTS,
         several_policies::TESTS,
+        masquerade::TESTS,
         lifecycle::TESTS,
     ]
     .concat()
