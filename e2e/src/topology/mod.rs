@@ -66,6 +66,8 @@ pub struct Options {
     pub src_valid_mark: bool,
     /// The gateway has a second interface.
     pub uplink: bool,
+    /// Nodes and pods have this family alone.
+    pub only: Option<Family>,
 }
 
 impl Default for Options {
@@ -74,6 +76,7 @@ impl Default for Options {
             cni: Cni::Masquerade { priority: 100 },
             src_valid_mark: true,
             uplink: false,
+            only: None,
         }
     }
 }
@@ -91,6 +94,8 @@ pub struct Topology {
     pub second: Node,
     /// Where the gateway's second interface leads, if it has one.
     pub uplink: Option<Uplink>,
+    /// The families that nodes and pods have.
+    pub families: Vec<Family>,
     _server: Server,
 }
 
@@ -123,6 +128,11 @@ impl Topology {
             node.add_routes([&source, &gateway, &second])?;
         }
         let uplink = options.uplink.then(|| Uplink::new(&gateway)).transpose()?;
+        let has = |family: &Family| options.only.is_none_or(|only| only == *family);
+        let (families, others): (Vec<_>, Vec<_>) = FAMILIES.into_iter().partition(has);
+        for node in [&source, &gateway, &second] {
+            others.iter().try_for_each(|family| node.take_away(*family))?;
+        }
         let addresses = [SERVER, API_SERVER, ELSEWHERE].map(Dual::both).concat();
         let server = Server::start(&outside, &addresses, PORT)?;
         Ok(Self {
@@ -131,6 +141,7 @@ impl Topology {
             gateway,
             second,
             uplink,
+            families,
             _server: server,
         })
     }

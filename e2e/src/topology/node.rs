@@ -1,6 +1,8 @@
 //! Nodes and pods.
 
-use super::{Dual, Options, PODS_PER_NODE, SERVER, in_pod_range, on_segment};
+use std::process::Command;
+
+use super::{Dual, Family, Options, PODS_PER_NODE, SERVER, in_pod_range, on_segment};
 use crate::{error::Result, netns::Netns};
 
 /// A node.
@@ -102,6 +104,21 @@ impl Node {
             );
         }
         self.netns.ip(&batch)
+    }
+
+    /// Leaves the node and its pods without a family, as where it has never been set up.
+    pub(super) fn take_away(&self, family: Family) -> Result<()> {
+        let pods = self.pods.iter().map(|pod| &pod.netns);
+        for netns in pods.chain([&self.netns]) {
+            match family {
+                // There is no switch for IPv4; its routes go with its addresses.
+                Family::V4 => {
+                    netns.output(Command::new("ip").args(["-4", "addr", "flush", "scope", "global"]))?;
+                }
+                Family::V6 => netns.sysctl("net.ipv6.conf.all.disable_ipv6", "1")?,
+            }
+        }
+        Ok(())
     }
 
     /// The ways to the other nodes' pods.

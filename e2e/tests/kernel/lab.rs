@@ -4,7 +4,7 @@ use std::{fmt::Debug, net::IpAddr, process::Command, time::Duration};
 
 use egressnat_agent::{agent::Report, owned::Drop as DropReason};
 use egressnat_e2e::{
-    topology::{self, Dual, FAMILIES, Family, Node, Options, Packet, Pod, Topology},
+    topology::{self, Dual, Family, Node, Options, Packet, Pod, Topology},
     wait,
 };
 
@@ -85,11 +85,11 @@ impl Lab {
         }
     }
 
-    /// Whatever the pod sends to the server, the server sees `expected`, by TCP, UDP and ICMP, in both families.
+    /// Whatever the pod sends to the server, the server sees `expected`, by TCP, UDP and ICMP, in each family that pods have.
     #[track_caller]
     pub fn assert_seen(&self, pod: &Pod, server: Dual, expected: Dual) {
-        for family in FAMILIES {
-            assert_seen(&self.topology, pod, server.of(family), expected.of(family));
+        for family in &self.topology.families {
+            assert_seen(&self.topology, pod, server.of(*family), expected.of(*family));
         }
     }
 }

@@ -15,6 +15,7 @@ mod coexistence;
 mod connections;
 mod errors;
 mod exits;
+mod families;
 mod lifecycle;
 mod masquerade;
 mod masquerade_refused;

@@ -104,12 +104,17 @@ pub fn plan(topology: &Topology, underlay: Family, node: &Node, policies: &[Poli
             .map(|(pod, used)| PlanPod {
                 uid: pod.name.clone(),
                 name: format!("default/{}", pod.name),
-                ips: pod.address.both().into(),
+                ips: ips(topology, pod.address).collect(),
                 profile: profile_ids[&ids(used)],
             })
             .collect(),
         masquerade: None,
     }
+}
+
+/// Of a host's addresses those of the families that nodes and pods have.
+fn ips(topology: &Topology, address: Dual) -> impl Iterator<Item = IpAddr> {
+    topology.families.iter().map(move |family| address.of(*family))
 }
 
 /// The pods of a node that policies select, with these.
@@ -140,11 +145,19 @@ fn cluster(topology: &Topology) -> Vec<Interval> {
     let hosts = hosts
         .into_iter()
         .chain([API_SERVER])
-        .flat_map(Dual::both)
+        .flat_map(|address| ips(topology, address))
         .map(IpNet::from);
+    let ranges = ranges.filter(|range| has_family_of(topology, range));
     let mut intervals: Vec<_> = ranges.chain(hosts).map(Interval::from).collect();
     intervals.sort();
     intervals
+}
+
+fn has_family_of(topology: &Topology, range: &IpNet) -> bool {
+    topology.families.contains(&match range {
+        IpNet::V4(_) => Family::V4,
+        IpNet::V6(_) => Family::V6,
+    })
 }
 
 fn peers(topology: &Topology, underlay: Family, node: &Node, policies: &[Policy]) -> Vec<Peer> {
@@ -165,6 +178,7 @@ fn peers(topology: &Topology, underlay: Family, node: &Node, policies: &[Policy]
                 .pod_ranges()
                 .iter()
                 .map(|net| net.parse().expect("a CIDR"))
+                .filter(|range| has_family_of(topology, range))
                 .collect();
             (served || gateways.contains(other.name)).then(|| Peer {
                 node: other.name.into(),

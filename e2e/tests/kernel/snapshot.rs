@@ -1,8 +1,8 @@
 //! Everything in a node's kernel that an agent could have written, as lines that are equal for equal states.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
-use egressnat_e2e::topology::Node;
+use egressnat_e2e::{topology::Node, wait};
 
 use crate::lab::ok;
 
@@ -20,6 +20,8 @@ const COMMANDS: [&str; 9] = [
      ipv6/conf/egressnat0/{forwarding,disable_ipv6,accept_ra} || true",
 ];
 
+const DEADLINE: Duration = Duration::from_secs(5);
+
 /// A node's state: links, addresses, rules, routes, neighbours, settings, rulesets. Without conntrack, and
 /// without what packets count.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +31,7 @@ impl Snapshot {
     /// What the node holds now.
     #[track_caller]
     pub fn of(node: &Node) -> Self {
+        await_settled_addresses(node);
         let mut lines: Vec<String> = COMMANDS
             .into_iter()
             .flat_map(|command| sorted(node, command))
@@ -71,6 +74,20 @@ impl Snapshot {
             node.name
         );
     }
+}
+
+/// An address that the kernel gives to a link that comes up is `tentative` until a worker of the kernel's has run, be
+/// there no duplicate detection at all.
+#[track_caller]
+fn await_settled_addresses(node: &Node) {
+    ok(wait::until("settled addresses", DEADLINE, || {
+        let tentative = sorted(node, "ip -o addr show tentative");
+        if tentative.is_empty() {
+            Ok(())
+        } else {
+            Err(tentative.join("\n"))
+        }
+    }));
 }
 
 /// What a command shows, without the order and the indexes that come from the order of making.
