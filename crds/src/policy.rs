@@ -19,7 +19,7 @@ use crate::selector::LabelSelector;
     shortname = "enp",
     category = "egressnat",
     status = "EgressNATPolicyStatus",
-    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateways[*].node"),
+    printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gatewayNodes"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.matchedPods"),
     printcolumn(
@@ -171,9 +171,10 @@ pub struct PodSelection {
 pub struct EgressGateway {
     /// The nodes that may be the gateway.
     pub node_selector: LabelSelector,
-    /// Use the addresses of this interface of the gateway.
+    /// Use the addresses of this interface of the gateway: its name, of at most 15 characters, or an
+    /// alternative name of up to 127.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = "^[^\\s/]+$"))]
+    #[schemars(length(min = 1, max = 127), regex(pattern = "^[^\\s/]+$"))]
     pub interface: Option<String>,
     /// Use this address, which the gateway must hold.
     #[serde(default, rename = "egressIP", skip_serializing_if = "Option::is_none")]
@@ -232,6 +233,9 @@ pub struct EgressNATPolicyStatus {
     /// `egressSourceIPs` for every pair of addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<GatewayStatus>,
+    /// The nodes of all gateways, each once, in order of name, joined by commas, as `kubectl get` shows them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub gateway_nodes: String,
     /// The addresses in force of all gateways, joined by commas, as `kubectl get` shows them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub addresses: String,

@@ -89,6 +89,7 @@ fn status(
     EgressNATPolicyStatus {
         conditions: ConditionType::ALL.into_iter().map(condition).collect(),
         id: outcome.id,
+        gateway_nodes: gateway_nodes(&gateways),
         addresses: gateways
             .iter()
             .flat_map(|g| g.addresses.clone())
@@ -101,6 +102,13 @@ fn status(
         lost,
         more_lost,
     }
+}
+
+/// The nodes of the gateways that have one, each once.
+fn gateway_nodes(gateways: &[GatewayStatus]) -> String {
+    let nodes = gateways.iter().map(|g| g.node.as_str());
+    let distinct: BTreeSet<&str> = nodes.filter(|node| !node.is_empty()).collect();
+    Vec::from_iter(distinct).join(",")
 }
 
 /// A gateway in force; where there may be several also one that is not, since its id must not be forgotten.
@@ -338,6 +346,16 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         assert_eq!(says(&status, ConditionType::Programmed), ("True", "Programmed"));
         let status = lacks("another");
         assert_eq!(says(&status, ConditionType::Degraded), ("False", "AsSpecified"));
+    }
+
+    #[test]
+    fn every_gateway_node_is_named_once() {
+        let gateways = ["b", "", "a", "b"].map(|node| GatewayStatus {
+            node: node.into(),
+            ..GatewayStatus::default()
+        });
+        assert_eq!(gateway_nodes(&gateways), "a,b");
+        assert_eq!(gateway_nodes(&gateways[1..2]), "");
     }
 
     #[test]

@@ -62,8 +62,12 @@ async fn a_policy_shows_its_gateway_address_pods_and_readiness() {
     let spec = json!({"selectors": [{"podSelector": {}}], "egressSourceIP": "192.0.2.10"});
     let status = json!({
         "conditions": [condition("Accepted", "True", "Valid"), condition("Programmed", "False", "Waiting")],
-        "gateways": [{"node": "node-a", "addresses": ["192.0.2.10", "2001:db8::10"]}],
-        "addresses": "192.0.2.10,2001:db8::10",
+        "gateways": [
+            {"node": "node-a", "addresses": ["192.0.2.10", "2001:db8::10"]},
+            {"node": "node-b", "addresses": ["192.0.2.11"]},
+        ],
+        "gatewayNodes": "node-a,node-b",
+        "addresses": "192.0.2.10,2001:db8::10,192.0.2.11",
         "matchedPods": 3, "nodesConcerned": 2, "nodesProgrammed": 1,
     });
     let apply = PatchParams::apply(OPERATOR_MANAGER);
@@ -79,8 +83,8 @@ async fn a_policy_shows_its_gateway_address_pods_and_readiness() {
     let [always, wide] = table(&client, "egressnatpolicies", "table").await;
     let cells = [
         ("Name", json!("table")),
-        ("Gateway", json!("node-a")),
-        ("Address", json!("192.0.2.10,2001:db8::10")),
+        ("Gateway", json!("node-a,node-b")),
+        ("Address", json!("192.0.2.10,2001:db8::10,192.0.2.11")),
         ("Pods", json!(3)),
         ("Ready", json!("False")),
     ];

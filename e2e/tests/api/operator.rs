@@ -127,6 +127,7 @@ async fn several_gateways_have_an_id_each_that_stays() {
     assert_eq!(condition_of(&status, "Degraded"), ("True", "GatewayMissing"));
     let nodes = [json!(GATEWAY), Value::Null, json!(WORKER)];
     assert_eq!([0, 1, 2].map(|i| status["gateways"][i]["node"].clone()), nodes);
+    assert_eq!(status["gatewayNodes"], format!("{GATEWAY},{WORKER}"));
     let pods = [0, 1, 2].map(|i| status["gateways"][i]["pods"].as_u64().unwrap());
     assert_eq!((pods[1], pods.iter().sum()), (0, 2));
     let ids = |status: &Value| -> BTreeMap<String, u64> {

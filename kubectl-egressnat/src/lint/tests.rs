@@ -64,8 +64,11 @@ fn each_stage_refuses_what_it_is_there_for() {
             "spec.egressGateway.interface: \"eth 1\" does not match",
         ),
         (
-            format!("{{{all}, egressGateway: {{nodeSelector: {{}}, interface: a-very-long-interface}}}}"),
-            "more than 15",
+            format!(
+                "{{{all}, egressGateway: {{nodeSelector: {{}}, interface: {}}}}}",
+                "a".repeat(128)
+            ),
+            "more than 127",
         ),
         // CEL.
         (

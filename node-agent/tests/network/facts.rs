@@ -83,6 +83,8 @@ fn interfaces_have_the_addresses_that_a_policy_may_name() {
             // In this order the kernel makes 192.0.2.7 a secondary, and prefers 203.0.113.9 to nothing.
             "address add 192.0.2.7/24 dev up0",
             "link property add dev up0 altname enp0s31f6",
+            // Longer than a name may be.
+            "link property add dev up0 altname uplink-to-partner-01",
             "address add 203.0.113.9/32 dev up0",
             "address add 192.0.3.8/24 scope link dev up0",
             "address add 169.254.20.10/32 dev up0",
@@ -123,6 +125,7 @@ fn interfaces_have_the_addresses_that_a_policy_may_name() {
                 "eth9 [172.18.0.2] []",
                 "lo [198.51.100.7] []",
                 "up0 [192.0.2.1, 203.0.113.9, 192.0.2.7, 2001:db8::1, 2001:db8:0:1::5, 2001:db8::7] []",
+                "uplink-to-partner-01 [192.0.2.1, 203.0.113.9, 192.0.2.7, 2001:db8::1, 2001:db8:0:1::5, 2001:db8::7] []",
             ]
         );
     });

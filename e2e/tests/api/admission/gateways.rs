@@ -14,6 +14,7 @@ pub fn accepted() -> Vec<Value> {
     vec![
         gateway(json!({"nodeSelector": {"matchLabels": {"egress": "yes"}}})),
         gateway(json!({"nodeSelector": {}, "interface": "bond0.100"})),
+        gateway(json!({"nodeSelector": {}, "interface": "a".repeat(127)})),
         gateway(json!({"nodeSelector": {}, "egressIP": "192.0.2.10"})),
         gateway(json!({"nodeSelector": {}, "egressIPs": ["192.0.2.10", "2001:db8::a"]})),
         several(json!([{"nodeSelector": {}}]), "None"),

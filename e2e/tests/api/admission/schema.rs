@@ -14,7 +14,7 @@ pub fn refused() -> Vec<Refused> {
         .map(|n| format!("10.{}.{}.0/24", n / 256, n % 256))
         .collect();
     let requirement = json!({"matchExpressions": [{"key": "a", "operator": "Equals", "values": ["b"]}]});
-    let gateway = json!({"nodeSelector": {}, "interface": "a-name-too-long-for-linux"});
+    let gateway = json!({"nodeSelector": {}, "interface": "a".repeat(128)});
     vec![
         (json!({"selectors": null}), "spec.selectors", "Required value"),
         (
@@ -70,7 +70,7 @@ pub fn refused() -> Vec<Refused> {
         (
             json!({"egressSourceIP": null, "egressGateway": gateway}),
             "spec.egressGateway.interface",
-            "may not be more than 15 bytes",
+            "may not be more than 127 bytes",
         ),
         (
             json!({"egressSourceIP": null, "egressSourceIPs": []}),
