@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::OnceLock, time::Duration};
 
-use egressnat_e2e::{api_server::ApiServer, command, wait};
+use egressnat_e2e::{api_server::ApiServer, command, error::Error, wait};
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{Node, ServiceAccount},
@@ -55,6 +55,11 @@ impl Cluster {
     /// `kubectl` as the administrator; returns what it prints.
     pub fn kubectl(&self, args: &[&str], input: &str) -> String {
         command::output_with_input(self.server.kubectl().args(args), input).unwrap()
+    }
+
+    /// The same, which may fail.
+    pub fn try_kubectl(&self, args: &[&str]) -> Result<String, Error> {
+        command::output(self.server.kubectl().args(args))
     }
 
     /// The administrator's configuration.

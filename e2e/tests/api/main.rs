@@ -18,5 +18,6 @@ mod operator;
 mod plugin;
 mod pod_events;
 mod rights;
+mod statuses;
 mod support;
 mod world;
