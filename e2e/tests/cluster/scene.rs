@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 
 use egressnat_e2e::{
     cluster::Cluster,
-    error::Result,
+    error::{Context, Result},
     kubectl::Kubectl,
     site::{ECHO, NODES, NodeSpec},
     wait,
@@ -52,7 +52,7 @@ impl<'a> Scene<'a> {
             kubectl.run(["label", "namespace", "other", label])?;
             kubectl.run(["-n", "default", "label", "pod", "--all", label])?;
         }
-        scene.give_the_gateway_its_addresses()?;
+        scene.give(GATEWAY, EGRESS)?;
         for workload in ["daemonset/peer", "daemonset/node-peer"] {
             kubectl.run(["-n", "other", "rollout", "status", workload, "--timeout=60s"])?;
         }
@@ -112,12 +112,28 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// Deprecated is what keeps the CNI's masquerade from choosing the IPv6 address; IPv4's is secondary.
-    fn give_the_gateway_its_addresses(&self) -> Result<()> {
-        let [v4, v6] = EGRESS;
-        self.cluster.node(GATEWAY.name)?.netns()?.ip(&format!(
+    /// Gives a node a pair of addresses. Deprecated is what keeps the CNI's masquerade from choosing the IPv6
+    /// address; IPv4's is secondary.
+    pub fn give(&self, node: NodeSpec, [v4, v6]: [&str; 2]) -> Result<()> {
+        self.cluster.node(node.name)?.netns()?.ip(&format!(
             "addr replace {v4}/16 dev eth0\naddr replace {v6}/64 dev eth0 nodad preferred_lft 0"
         ))
+    }
+
+    /// Takes a pair of addresses from a node that has them.
+    pub fn take(&self, node: NodeSpec, [v4, v6]: [&str; 2]) -> Result<()> {
+        self.cluster
+            .node(node.name)?
+            .netns()?
+            .ip(&format!("addr del {v4}/16 dev eth0\naddr del {v6}/64 dev eth0"))
+    }
+
+    /// A policy as the API server shows it.
+    pub fn shown(&self, policy: &str) -> Result<Value> {
+        let text = self
+            .kubectl
+            .run(["get", "egressnatpolicy", policy, "-o", "json"])?;
+        serde_json::from_str(&text).context(|| "read the policy".into())
     }
 
     fn one_per_node(&self, namespace: &str, label: &str) -> Result<[Pod; 3]> {

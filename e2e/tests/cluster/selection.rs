@@ -1,6 +1,6 @@
 //! Which pods a policy captures, and when it stops: scenarios of selection.
 
-use egressnat_e2e::{cluster::Cluster, wait};
+use egressnat_e2e::{cluster::Cluster, site::NodeSpec, wait};
 use libtest_mimic::Failed;
 use serde_json::json;
 
@@ -155,50 +155,51 @@ fn a_host_network_pod_is_never_captured(cluster: &Cluster) -> Result<(), Failed>
     Ok(())
 }
 
-/// On a source node and on the gateway. The completed pod's object keeps its address in its status, and the
-/// next pod on the node has the same.
+/// On a source node and on the gateway, whether its command succeeds or fails. The completed pod's object keeps
+/// its address in its status, and the next pod on the node has the same.
 fn a_completed_pod_releases_its_entry_and_its_address(cluster: &Cluster) -> Result<(), Failed> {
     let scene = Scene::new(cluster)?;
     scene.apply_policy(json!({}))?;
     for node in [WORKER, GATEWAY] {
-        let until_told = json!({
-            "restartPolicy": "Never",
-            "containers": [{
-                "name": "toolbox",
-                "image": "docker.io/egressnat-lab/toolbox:1",
-                "imagePullPolicy": "Never",
-                "command": ["sh", "-c", "until [ -e /done ]; do usleep 50000; done"],
-            }],
-        });
-        let chosen = json!({"egress": "chosen"});
-        let job = Pod::run(scene.kubectl, "job", node, chosen, until_told)?;
-        scene.expect("the job with the policy's address", &[(&job, egress())])?;
-        assert!(reuse::is_held(&scene, &job)?, "the probe sees what is there");
-
-        job.sh(scene.kubectl, "touch /done")?;
-        let succeeded = [
-            "wait",
-            "--for=jsonpath={.status.phase}=Succeeded",
-            "--timeout=30s",
-            "pod/job",
-        ];
-        scene
-            .kubectl
-            .run(["-n", "default"].into_iter().chain(succeeded))?;
-        wait::until("the job's entry to go", DEADLINE, || {
-            match reuse::is_held(&scene, &job) {
-                Ok(false) => Ok(()),
-                Ok(true) => Err("it is still there".to_owned()),
-                Err(error) => Err(error.to_string()),
-            }
-        })?;
-
-        let next = reuse::run_with_address_of(&scene, &job, "next")?;
-        assert_eq!(next.addresses, job.addresses, "the test's own premise");
-        scene.expect("another pod at the job's address", &[(&next, own(&next))])?;
-        for name in ["job", "next"] {
-            pod::delete(scene.kubectl, name)?;
+        for (exit, phase) in [(0, "Succeeded"), (1, "Failed")] {
+            completes(&scene, node, exit, phase)?;
         }
+    }
+    Ok(())
+}
+
+fn completes(scene: &Scene, node: NodeSpec, exit: u8, phase: &str) -> Result<(), Failed> {
+    let until_told = json!({
+        "restartPolicy": "Never",
+        "containers": [{
+            "name": "toolbox",
+            "image": "docker.io/egressnat-lab/toolbox:1",
+            "imagePullPolicy": "Never",
+            "command": ["sh", "-c", format!("until [ -e /done ]; do usleep 50000; done; exit {exit}")],
+        }],
+    });
+    let chosen = json!({"egress": "chosen"});
+    let job = Pod::run(scene.kubectl, "job", node, chosen, until_told)?;
+    scene.expect("the job with the policy's address", &[(&job, egress())])?;
+    assert!(reuse::is_held(scene, &job)?, "the probe sees what is there");
+
+    job.sh(scene.kubectl, "touch /done")?;
+    let completed = format!("--for=jsonpath={{.status.phase}}={phase}");
+    let wait = ["wait", &completed, "--timeout=30s", "pod/job"];
+    scene.kubectl.run(["-n", "default"].into_iter().chain(wait))?;
+    wait::until("the job's entry to go", DEADLINE, || {
+        match reuse::is_held(scene, &job) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err("it is still there".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    })?;
+
+    let next = reuse::run_with_address_of(scene, &job, "next")?;
+    assert_eq!(next.addresses, job.addresses, "the test's own premise");
+    scene.expect("another pod at the job's address", &[(&next, own(&next))])?;
+    for name in ["job", "next"] {
+        pod::delete(scene.kubectl, name)?;
     }
     Ok(())
 }

@@ -79,6 +79,12 @@ fn overlap(scene: &Scene) -> std::result::Result<(), Failed> {
     expect_lost(scene, &Value::Null)?;
     high(json!({}))?;
     expect("it comes first again", all_low(), split())?;
+    scene.kubectl.run(["delete", "egressnatpolicy", FIRST])?;
+    expect("without it the low one takes over", all_low(), all_low())?;
+    expect_lost(scene, &Value::Null)?;
+    high(json!({}))?;
+    expect("a new one of its name", all_low(), split())?;
+    expect_lost(scene, &json!({"policy": FIRST, "pods": 1}))?;
     scene.delete_policy()?;
     expect(
         "alone, it leaves the rest to the nodes",

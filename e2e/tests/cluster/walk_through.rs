@@ -1,10 +1,20 @@
 //! The README's walk-through, judged by what the external echo server sees: a pod on the gateway node and pods
-//! off it, IPv4 and IPv6, however Services work on the nodes.
+//! off it, IPv4 and IPv6, however Services work on the nodes, and whatever other policies there are.
 
-use egressnat_e2e::{cluster::Cluster, kube_proxy::KubeProxyMode, walk};
+use egressnat_e2e::{
+    cluster::Cluster,
+    kube_proxy::KubeProxyMode,
+    kubectl::Kubectl,
+    site::{CONTROL_PLANE, NodeSpec},
+    walk,
+};
 use libtest_mimic::Failed;
+use serde_json::{Value, json};
 
-use crate::Test;
+use crate::{
+    Test,
+    scene::{GATEWAY, OUTSIDE, WORKER},
+};
 
 pub const TESTS: &[Test] = &[
     ("walk_through::kube_proxy_nftables", |cluster| {
@@ -23,5 +33,55 @@ fn walk_through(cluster: &Cluster, mode: KubeProxyMode) -> Result<(), Failed> {
     cluster.start_echo()?;
     cluster.install_chart()?;
     walk::run(cluster.kubectl(), |_, _| {})?;
+    let result = beside_others(cluster.kubectl());
+    cluster.kubectl().run(["delete", "egressnatpolicies", "--all"])?;
+    result
+}
+
+/// The same between a policy that comes first, for a destination that nobody asks, and one that comes after, for
+/// all of the node network: it has what the walk-through's policy leaves, and nothing else.
+fn beside_others(kubectl: &Kubectl) -> Result<(), Failed> {
+    let nobody = json!(["172.18.0.99/32", "fd00:172:18::99/128"]);
+    apply(kubectl, &companion("comes-first", 200, GATEWAY, &nobody))?;
+    walk::expect(kubectl, "beside a policy for another destination", [None, None])?;
+    apply(kubectl, &companion("comes-after", 50, WORKER, &json!(OUTSIDE)))?;
+    let of = |node: NodeSpec| [node.v4.to_string(), node.v6.to_string()];
+    let ([low_v4, low_v6], [v4, v6]) = (of(WORKER), of(CONTROL_PLANE));
+    let low = [Some(low_v4.as_str()), Some(low_v6.as_str())];
+    walk::expect(kubectl, "the policy that comes after, alone", low)?;
+    kubectl.apply(walk::POLICY)?;
+    walk::expect(kubectl, "the IPv4 policy before it", [Some(&v4), Some(&low_v6)])?;
+    kubectl.apply(walk::POLICY_DUAL)?;
+    walk::expect(kubectl, "the dual-stack policy", [Some(&v4), Some(&v6)])?;
+    walk::remove_policy(kubectl)?;
+    walk::expect(kubectl, "the policy that comes after takes over", low)?;
+    kubectl.run(["delete", "egressnatpolicy", "comes-after"])?;
+    walk::expect(kubectl, "each with its own node's address again", [None, None])?;
+    Ok(())
+}
+
+/// For the walk-through's pods, with a node's own addresses.
+fn companion(name: &str, priority: i32, gateway: NodeSpec, destinations: &Value) -> Value {
+    json!({
+        "apiVersion": "egressnat.io/v1alpha1",
+        "kind": "EgressNATPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "priority": priority,
+            "selectors": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}}],
+            "destinationCIDRs": destinations,
+            "egressGateway": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": gateway.name}}},
+        },
+    })
+}
+
+/// Waits until every node concerned has it.
+fn apply(kubectl: &Kubectl, policy: &Value) -> Result<(), Failed> {
+    kubectl.apply(&policy.to_string())?;
+    let name = format!(
+        "egressnatpolicy/{}",
+        policy["metadata"]["name"].as_str().unwrap_or_default()
+    );
+    kubectl.run(["wait", "--for=condition=Programmed", "--timeout=30s", &name])?;
     Ok(())
 }
