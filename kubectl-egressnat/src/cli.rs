@@ -14,8 +14,8 @@ Exit codes:
   1  something wrong was found
   2  the question could not be answered: usage, no such object, no way to the cluster
 
-Reads only. Needs list on egressnatpolicies, egressplans, pods, nodes, namespaces and servicecidrs, and on
-endpointslices in namespace default.";
+Reads only. Needs list on egressnatpolicies, egressplans, pods, nodes, namespaces, services and servicecidrs,
+and on endpointslices in namespace default.";
 
 /// What egressnat does with a pod's packets, and why
 #[derive(Clone, Debug, Parser)]
@@ -63,9 +63,9 @@ A pod that no policy captures is an answer too: exit code 0.")]
     Explain {
         /// The pod, as NAME or pod/NAME
         pod: String,
-        /// One destination; no policy looks at the port
+        /// One destination; the port tells only whether a Service has it
         #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = destination)]
-        to: Option<IpAddr>,
+        to: Option<Destination>,
         /// How the answer is written
         #[arg(short, long, value_enum, default_value = "text")]
         output: Format,
@@ -164,15 +164,27 @@ The script completes kubectl-egressnat, the plugin's own name.")]
     },
 }
 
+/// Where packets go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The address.
+    pub address: IpAddr,
+    /// The port; any where it is not given.
+    pub port: Option<u16>,
+}
+
 /// An address, with or without a port.
-fn destination(text: &str) -> Result<IpAddr, String> {
+pub fn destination(text: &str) -> Result<Destination, String> {
     let bare = text
         .strip_prefix('[')
         .and_then(|t| t.strip_suffix(']'))
         .unwrap_or(text);
-    let with_port = || text.parse::<SocketAddr>().map(|a| a.ip());
-    let address = bare.parse::<IpAddr>().or_else(|_| with_port());
-    address.map_err(|_| {
+    let alone = bare.parse().map(|address| Destination { address, port: None });
+    let with_port = |socket: SocketAddr| Destination {
+        address: socket.ip(),
+        port: Some(socket.port()),
+    };
+    alone.or_else(|_| text.parse().map(with_port)).map_err(|_| {
         "write an address such as 203.0.113.7, 203.0.113.7:443, 2001:db8::7 or [2001:db8::7]:443; \
          names are resolved by the pod, not here"
             .into()
@@ -191,14 +203,15 @@ mod tests {
 
     #[test]
     fn a_destination_is_an_address_with_or_without_a_port() {
-        for (text, address) in [
-            ("203.0.113.7", "203.0.113.7"),
-            ("203.0.113.7:443", "203.0.113.7"),
-            ("2001:db8::7", "2001:db8::7"),
-            ("[2001:db8::7]", "2001:db8::7"),
-            ("[2001:db8::7]:443", "2001:db8::7"),
+        for (text, address, port) in [
+            ("203.0.113.7", "203.0.113.7", None),
+            ("203.0.113.7:443", "203.0.113.7", Some(443)),
+            ("2001:db8::7", "2001:db8::7", None),
+            ("[2001:db8::7]", "2001:db8::7", None),
+            ("[2001:db8::7]:443", "2001:db8::7", Some(443)),
         ] {
-            assert_eq!(destination(text), Ok(address.parse().unwrap()), "{text}");
+            let address = address.parse().unwrap();
+            assert_eq!(destination(text), Ok(Destination { address, port }), "{text}");
         }
         for text in [
             "",

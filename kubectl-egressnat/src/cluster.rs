@@ -8,7 +8,7 @@ use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use egressnat_operator::convert;
 use egressnat_operator::wire::WirePod;
 use egressnat_operator::world::World;
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::{ApiResource, ListParams};
@@ -21,6 +21,7 @@ use crate::cli::ClusterArgs;
 use crate::documents::Document;
 use crate::error::Error;
 use crate::migrate::SOURCES;
+use crate::services;
 use crate::snapshot::Snapshot;
 
 /// Objects of one answer: as many as kubectl asks for.
@@ -73,7 +74,7 @@ impl Cluster {
     /// Everything that the planner looks at.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let slices = Api::<EndpointSlice>::namespaced(self.client.clone(), "default");
-        let (policies, pods, nodes, namespaces, services, slices, plans) = tokio::try_join!(
+        let (policies, pods, nodes, namespaces, services, ranges, slices, plans) = tokio::try_join!(
             list(
                 "EgressNATPolicies",
                 self.all::<DeserializeGuard<EgressNATPolicy>>(),
@@ -82,6 +83,7 @@ impl Cluster {
             list("Pods", self.all::<WirePod>(), all()),
             list("Nodes", self.all::<Node>(), all()),
             list("Namespaces", self.all::<Namespace>(), all()),
+            list("Services", self.all::<Service>(), all()),
             list("ServiceCIDRs", self.all::<ServiceCIDR>(), all()),
             list("EndpointSlices", slices, all().labels(API_SERVER_SLICES)),
             list("EgressPlans", self.all::<DeserializeGuard<EgressPlan>>(), all()),
@@ -95,12 +97,13 @@ impl Cluster {
             pods: named(pods, |pod| Arc::new(convert::pod(pod))).collect(),
             nodes: named(nodes, convert::node).collect(),
             namespaces: named(namespaces, convert::namespace).collect(),
-            service_cidrs: named(services, convert::service_cidr).collect(),
+            service_cidrs: named(ranges, convert::service_cidr).collect(),
             api_servers: named(slices, convert::endpoints).collect(),
             plans: named(plans, convert::plan).collect(),
             ..World::default()
         };
-        Ok(Snapshot::new(world, specs))
+        let exposed = services.iter().flat_map(services::exposed).collect();
+        Ok(Snapshot::new(world, specs, exposed))
     }
 
     /// The policies and plans, and nothing else.

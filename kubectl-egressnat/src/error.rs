@@ -25,7 +25,7 @@ pub enum Error {
     /// The user may not read this kind.
     #[error(
         "you may not list {kind} ({message}); this needs list on egressnatpolicies, egressplans, pods, nodes, \
-         namespaces, servicecidrs, and on endpointslices in namespace default"
+         namespaces, services, servicecidrs, and on endpointslices in namespace default"
     )]
     Forbidden {
         /// The kind.

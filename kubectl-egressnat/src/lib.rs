@@ -19,6 +19,7 @@ pub mod place;
 pub mod plan;
 pub mod progress;
 pub mod run;
+pub mod services;
 pub mod snapshot;
 pub mod status;
 #[cfg(test)]

@@ -9,6 +9,8 @@ use egressnat_operator::plan::cluster;
 use egressnat_operator::world::World;
 use ipnet::IpNet;
 
+use crate::services::Exposed;
+use crate::snapshot::Snapshot;
 use crate::words;
 
 /// Why no policy captures packets to an address, whatever its destinations say.
@@ -20,6 +22,8 @@ pub enum Place {
     Node(String),
     /// In this Service range.
     Service(IpNet),
+    /// Another address of a Service.
+    Exposed(Exposed),
     /// The address of this pod, `namespace/name`.
     Pod(String),
     /// In this pod range, of this node.
@@ -30,8 +34,15 @@ pub enum Place {
     Never(&'static str),
 }
 
-/// What the address is, `None` for one that policies can capture.
-pub fn place(world: &World, address: IpAddr) -> Option<Place> {
+/// What the address is, `None` for one that policies can capture. Without a port, any port is meant.
+pub fn place(snapshot: &Snapshot, address: IpAddr, port: Option<u16>) -> Option<Place> {
+    in_cluster(&snapshot.world, address).or_else(|| {
+        let exposed = snapshot.services.iter().find(|s| s.takes(address, port))?;
+        Some(Place::Exposed(exposed.clone()))
+    })
+}
+
+fn in_cluster(world: &World, address: IpAddr) -> Option<Place> {
     if let Some(kind) = never_captured(address) {
         return Some(Place::Never(kind));
     }
@@ -55,6 +66,7 @@ impl fmt::Display for Place {
                 "it is a Service address (range {range}); where the Service leads out of the cluster, the \
                  endpoint's address counts: ask for that"
             ),
+            Self::Exposed(exposed) => exposed.fmt(f),
             Self::Pod(pod) => write!(f, "it is the address of pod {pod}"),
             Self::PodRange(range, node) => write!(f, "it is in the pod range {range} of node {node}"),
             Self::ClusterRange(range) => {

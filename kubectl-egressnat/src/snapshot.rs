@@ -8,6 +8,7 @@ use egressnat_operator::plan::cluster;
 use egressnat_operator::ranges;
 use egressnat_operator::world::{MasqueradeConfig, World};
 
+use crate::services::Exposed;
 use crate::words;
 
 /// A [`World`], and what its parsed policies no longer tell.
@@ -17,14 +18,24 @@ pub struct Snapshot {
     pub world: World,
     /// The specs as they were written, by policy name; those that cannot be read are left out.
     pub specs: BTreeMap<String, EgressNATPolicySpec>,
+    /// Addresses of Services beside those of the cluster's ranges.
+    pub services: Vec<Exposed>,
 }
 
 impl Snapshot {
     /// Of what the API server shows.
-    pub fn new(mut world: World, specs: BTreeMap<String, EgressNATPolicySpec>) -> Self {
+    pub fn new(
+        mut world: World,
+        specs: BTreeMap<String, EgressNATPolicySpec>,
+        services: Vec<Exposed>,
+    ) -> Self {
         read_back_ranges(&mut world);
         world.config.masquerade = read_back_masquerade(&world);
-        Self { world, specs }
+        Self {
+            world,
+            specs,
+            services,
+        }
     }
 }
 

@@ -5,20 +5,21 @@ use std::net::IpAddr;
 use egressnat_operator::world::Pod;
 
 use super::{Answer, Selecting};
+use crate::cli::Destination;
 use crate::place::place;
 use crate::snapshot::Snapshot;
 use crate::words;
 
-/// Which policy captures packets to an address, or why none does.
+/// Which policy captures packets to a destination, or why none does.
 pub(super) fn answer(
     snapshot: &Snapshot,
     pod: &Pod,
     never: Option<&str>,
     policies: &[Selecting],
-    address: IpAddr,
+    Destination { address, port }: Destination,
 ) -> Answer {
     let winner = policies.iter().find(|p| words::contain(&p.wins, address));
-    let because = match (never, place(&snapshot.world, address)) {
+    let because = match (never, place(snapshot, address, port)) {
         (Some(never), _) => Some(format!("no policy can select the pod: {never}")),
         (None, Some(place)) => Some(place.to_string()),
         (None, None)
@@ -31,6 +32,7 @@ pub(super) fn answer(
     };
     Answer {
         address,
+        port,
         captured_by: winner.filter(|_| because.is_none()).map(|p| p.name.clone()),
         not_captured_because: because,
     }

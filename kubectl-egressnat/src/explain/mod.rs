@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use fate::{Fate, Seen};
 
+use crate::cli::Destination;
 use crate::progress::Progress;
 use crate::snapshot::Snapshot;
 
@@ -118,6 +119,9 @@ pub struct NodeProgress {
 pub struct Answer {
     /// The destination.
     pub address: IpAddr,
+    /// Its port; any where none was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// The policy that captures it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub captured_by: Option<String>,
@@ -126,9 +130,9 @@ pub struct Answer {
     pub not_captured_because: Option<String>,
 }
 
-/// Explains the pod `key`, `namespace/name`, in general or for packets to one address; `None` where there is
-/// no such pod.
-pub fn explain(snapshot: &Snapshot, key: &str, to: Option<IpAddr>) -> Option<Explanation> {
+/// Explains the pod `key`, `namespace/name`, in general or for packets to one destination; `None` where there
+/// is no such pod.
+pub fn explain(snapshot: &Snapshot, key: &str, to: Option<Destination>) -> Option<Explanation> {
     let world = &snapshot.world;
     let pod = world.pods.get(key)?;
     let outcome = in_force(world);
@@ -138,7 +142,7 @@ pub fn explain(snapshot: &Snapshot, key: &str, to: Option<IpAddr>) -> Option<Exp
         Some(_) => Vec::new(),
     };
     let seen = fate::seen(world, pod, &policies);
-    let to = to.map(|address| answer::answer(snapshot, pod, never.as_deref(), &policies, address));
+    let to = to.map(|to| answer::answer(snapshot, pod, never.as_deref(), &policies, to));
     let summary = text::summary(pod, &policies, &seen, never.as_deref(), to.as_ref());
     Some(Explanation {
         pod: PodFacts {

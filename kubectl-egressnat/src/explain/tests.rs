@@ -8,16 +8,20 @@ use std::path::Path;
 use egressnat_operator::ranges;
 
 use super::*;
+use crate::cli::destination;
 use crate::testing;
 
 /// Name of the golden, pod, destination.
-const QUESTIONS: [(&str, &str, Option<&str>); 15] = [
+const QUESTIONS: [(&str, &str, Option<&str>); 18] = [
     ("wins-over-two", "web", None),
     ("wins-over-two-to", "web", Some("198.51.100.7")),
     ("source-ports", "web", Some("203.0.113.7")),
     ("excluded", "web", Some("198.51.100.200")),
     ("not-a-destination", "web", Some("192.0.2.200")),
     ("service", "web", Some("10.96.0.10")),
+    ("service-ingress", "web", Some("203.0.113.80")),
+    ("service-external", "web", Some("203.0.113.81:443")),
+    ("service-another-port", "web", Some("203.0.113.81:53")),
     ("node", "web", Some("192.0.2.2")),
     ("api-server", "web", Some("172.18.0.9")),
     ("pod", "web", Some("10.244.2.6")),
@@ -36,7 +40,12 @@ fn world() -> Snapshot {
 }
 
 fn ask(snapshot: &Snapshot, pod: &str, to: Option<&str>) -> Explanation {
-    explain(snapshot, &format!("apps/{pod}"), to.map(|t| t.parse().unwrap())).unwrap()
+    explain(
+        snapshot,
+        &format!("apps/{pod}"),
+        to.map(|t| destination(t).unwrap()),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -54,6 +63,19 @@ fn answers_are_those_written_down() {
         }
     }
     assert!(different.is_empty(), "{different}\nBLESS=1 writes them anew");
+}
+
+/// The README shows what the program prints.
+#[test]
+fn the_readme_shows_an_answer() {
+    let readme = include_str!("../../../README.md");
+    let question = "$ kubectl egressnat explain web -n apps --to 198.51.100.7\n";
+    let (_, shown) = readme.split_once(question).unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    let mut snapshot = world();
+    let worker = snapshot.world.plans.get_mut("worker").unwrap();
+    worker.status.observed_generation = Some(worker.generation);
+    assert_eq!(shown, ask(&snapshot, "web", Some("198.51.100.7")).to_string());
 }
 
 #[test]
