@@ -72,6 +72,7 @@ fn of_size(nodes: u32, effort: Effort) -> Result<Vec<Record>> {
     let weight = written.max(resident()? - before);
     let full = repeat(effort.plans, || cluster.full_plan())?;
     let policy = repeat(effort.plans, || cluster.policy_edit())?;
+    let faults = repeat(effort.plans, || cluster.look_for_faults())?;
     pod.sort_by(f64::total_cmp);
     let slowest = [percentile(&pod, 0.99)];
     let large = nodes == NODES[0];
@@ -82,6 +83,7 @@ fn of_size(nodes: u32, effort: Effort) -> Result<Vec<Record>> {
         Record::new("operator_pod_event_p99", "ms", &slowest),
         Record::new("operator_pod_event_statuses", "ms", &statuses),
         Record::new("operator_policy_edit", "ms", &policy),
+        Record::new("operator_pod_faults", "ms", &faults),
     ];
     if large {
         records.push(Record::new("operator_resident", "MB", &[weight]).target(target(400.0)));
@@ -172,6 +174,15 @@ impl Cluster {
         let edited = policy(&name, number, self.nodes, self.turn)?;
         let took = self.happen(Change::Policies(Delta::Set(name.clone(), edited)), &name)?;
         ensure!(self.write_all()? >= 1, "no plan for an edited policy");
+        Ok(took)
+    }
+
+    /// A look at all pods for what is wrong with them.
+    fn look_for_faults(&mut self) -> Result<Duration> {
+        let begin = Instant::now();
+        let faults = self.backlog.planner().faults(self.store.world());
+        let took = begin.elapsed();
+        ensure!(faults.is_empty(), "{faults:?}");
         Ok(took)
     }
 

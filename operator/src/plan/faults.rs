@@ -81,18 +81,30 @@ impl fmt::Display for Fault<'_> {
 pub(super) fn of<'a>(
     world: &'a World,
     shared: &'a Shared,
-    pods: &Pods,
+    pods: &'a Pods,
     shares: impl Iterator<Item = &'a Share>,
 ) -> Vec<Fault<'a>> {
-    let captured = shares.flat_map(|share| share.pods.iter().map(move |pod| (share, pod)));
-    let live = captured.filter(|(_, selected)| !selected.pod.deleting);
+    let at_fault = shares.flat_map(|share| {
+        share
+            .at_fault
+            .iter()
+            .map(move |place| (share, &share.pods[*place]))
+    });
+    let live = at_fault.filter(|(_, selected)| !selected.pod.deleting);
     let of_selected = live.flat_map(|(share, selected)| {
         let taken = taken_over(selected, shared, pods);
         taken.into_iter().chain(unserved(share, selected, shared))
     });
-    let mut faults: Vec<Fault> = of_selected.chain(on_host_network(world, shared)).collect();
+    let mut faults: Vec<Fault> = of_selected.chain(on_host_network(world, shared, pods)).collect();
     faults.sort_by_key(|fault| fault.reason);
     faults
+}
+
+/// Which of a node's pods [`of`] has to look at: a look at all pods of a large cluster holds the main loop up.
+pub(super) fn places(share: &Share, shared: &Shared) -> Vec<usize> {
+    let pods = share.pods.iter().enumerate();
+    let at_fault = pods.filter(|(_, pod)| !pod.lost.is_empty() || unserved(share, pod, shared).is_some());
+    at_fault.map(|(place, _)| place).collect()
 }
 
 fn taken_over<'a>(selected: &'a SelectedPod, shared: &'a Shared, pods: &Pods) -> Option<Fault<'a>> {
@@ -126,19 +138,22 @@ fn unserved<'a>(share: &Share, selected: &'a SelectedPod, shared: &'a Shared) ->
     })
 }
 
-fn on_host_network<'a>(world: &'a World, shared: &'a Shared) -> impl Iterator<Item = Fault<'a>> {
+fn on_host_network<'a>(
+    world: &'a World,
+    shared: &'a Shared,
+    pods: &'a Pods,
+) -> impl Iterator<Item = Fault<'a>> {
     let mut candidates = Candidates::default();
-    let pods = world.pods.values();
-    let pods = pods.filter(|pod| pod.host_network && !pod.ended && !pod.deleting);
-    pods.filter_map(move |pod| {
-        let (name, node) = world.nodes.get_key_value(pod.node.as_deref()?)?;
+    let live = pods.on_host().filter(|(_, pod)| !pod.deleting);
+    live.filter_map(move |(name, pod)| {
+        let node = world.nodes.get(name)?;
         let slots = candidates.slots(pod, node, &shared.in_force, world);
         Some(Fault {
             reason: PodReason::OnHostNetwork,
             pod,
             policy: &shared.in_force.policy_of(*slots.first()?).name,
             ips: Vec::new(),
-            other: name.clone(),
+            other: name.to_owned(),
         })
     })
 }

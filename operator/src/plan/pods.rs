@@ -1,4 +1,4 @@
-//! The pods that policies can select, by node and by address.
+//! The pods that policies can select, by node and by address; those on their nodes' network, by node.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use crate::world::Pod;
 
-/// The eligible pods, by node and by address.
+/// The eligible pods, by node and by address; those on their nodes' network, by node.
 #[derive(Debug, Default)]
 pub struct Pods {
     /// By node: in order of their uids.
     of_node: BTreeMap<String, Vec<Arc<Pod>>>,
     /// By address: the pods that claim it, the one that has it first.
     claims: BTreeMap<IpAddr, Vec<Arc<Pod>>>,
+    /// Those on their node's network that have not ended, by node.
+    on_host: BTreeMap<String, Vec<Arc<Pod>>>,
 }
 
 impl Pods {
@@ -62,7 +64,16 @@ impl Pods {
         self.claims.get(&ip)?.first()
     }
 
+    /// The pods that use the network of their node, by node.
+    pub fn on_host(&self) -> impl Iterator<Item = (&str, &Pod)> {
+        let nodes = self.on_host.iter();
+        nodes.flat_map(|(node, pods)| pods.iter().map(move |pod| (node.as_str(), &**pod)))
+    }
+
     fn add(&mut self, pod: &Arc<Pod>) {
+        if let Some(node) = pod.node.as_ref().filter(|_| pod.host_network && !pod.ended) {
+            insert(&mut self.on_host, node, pod, by_uid);
+        }
         if !pod.eligible() {
             return;
         }
@@ -77,6 +88,7 @@ impl Pods {
     fn remove(&mut self, pod: &Arc<Pod>) {
         if let Some(node) = &pod.node {
             remove(&mut self.of_node, node, pod);
+            remove(&mut self.on_host, node, pod);
         }
         for ip in &pod.ips {
             remove(&mut self.claims, ip, pod);

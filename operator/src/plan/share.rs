@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use egressnat_crds::plan::Family;
 
+use super::faults;
 use super::gateway::zone_of;
 use super::peers::{Accepted, accepted};
 use super::pods::Pods;
@@ -34,6 +35,8 @@ pub struct Share {
     pub zone: Option<String>,
     /// Its selected pods, by uid.
     pub pods: Vec<SelectedPod>,
+    /// Which of them do not get what a policy promises, by place.
+    pub at_fault: Vec<usize>,
     /// Its pod ranges, sorted.
     pub ranges: Accepted,
     /// What the gateways of its pods accept from it, by their names.
@@ -83,9 +86,11 @@ impl Share {
             underlay: node.underlay(shared.underlay),
             zone: zone_of(node).map(str::to_owned),
             pods: selected.collect(),
+            at_fault: Vec::new(),
             ranges: ranges.into(),
             tunnels: BTreeMap::new(),
         };
+        share.at_fault = faults::places(&share, shared);
         if share.underlay.is_some() {
             share.tunnels = share.tunnels_of(name, &shared.in_force);
         }

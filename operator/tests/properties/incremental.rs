@@ -167,6 +167,8 @@ proptest! {
             let world = kept.store.world();
             prop_assert_eq!(&kept.known, &plan(world), "after {}", said);
             prop_assert_eq!(&kept.known, &kept.planner.outcome(world), "touched too little: {}", said);
+            let anew = Planner::new(world);
+            prop_assert_eq!(kept.planner.faults(world), anew.faults(world), "after {}", said);
         }
     }
 }
