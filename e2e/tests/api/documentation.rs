@@ -1,15 +1,14 @@
-//! The documentation: the API server takes each example as it stands there, the planner reads it, and every field
-//! and every reason is explained.
+//! The documentation: the API server and the operator accept each example as it stands there, and every field, every
+//! reason and every metric is explained.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use egressnat_crds::EgressNATPolicy;
 use egressnat_e2e::site::Site;
-use egressnat_operator::valid::ValidPolicy;
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use super::support::*;
+use super::world::*;
 
 /// The pages with examples.
 fn pages() -> Vec<PathBuf> {
@@ -28,28 +27,62 @@ fn pages() -> Vec<PathBuf> {
 fn examples(page: &str) -> Vec<Value> {
     let blocks = page.split("```yaml\n").skip(1);
     let blocks = blocks.map(|rest| rest.split("```").next().unwrap_or_default());
-    let policies = blocks.filter(|block| block.contains("kind: EgressNATPolicy"));
+    let documents = blocks.flat_map(|block| block.split("---\n"));
+    let policies = documents.filter(|document| document.contains("kind: EgressNATPolicy"));
     policies
         .map(|block| serde_yaml_ng::from_str(block).unwrap_or_else(|error| panic!("{error} in:\n{block}")))
         .collect()
 }
 
-#[test]
-fn every_example_is_accepted() {
+#[tokio::test]
+async fn every_example_is_accepted() {
+    let (cluster, client) = world().await;
+    let _operator = Operator::start(&cluster, "only").await;
     for page in pages() {
         let found = examples(&std::fs::read_to_string(&page).unwrap());
         let must_have = ["README.md", "policy.md"].iter().any(|name| page.ends_with(name));
         assert!(!found.is_empty() || !must_have, "{page:?} has none");
-        for example in found {
-            let text = example.to_string();
+        for example in &found {
             // Strict: a field that does not exist is an error.
-            let create = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
-            shared().kubectl(&create, &text);
-            let policy: EgressNATPolicy = serde_json::from_value(example).unwrap();
-            let read = ValidPolicy::parse(&policy.spec);
-            assert!(read.is_ok(), "{}: {read:?} of {text}", page.display());
+            let create = ["create", "--validate=strict", "-f", "-"];
+            cluster.kubectl(&create, &example.to_string());
+        }
+        for example in &found {
+            let name = example["metadata"]["name"].as_str().unwrap();
+            let says = format!("{} of {} accepted", name, page.display());
+            let accepted = async || status_when(&client, name, "Accepted", "True").await;
+            eventually(&says, accepted).await;
+            cluster.kubectl(&["delete", "egressnatpolicy", name], "");
         }
     }
+}
+
+/// The section of a field on the page of the policy.
+fn section<'a>(page: &'a str, field: &str) -> &'a str {
+    let heading = format!("## spec.{field}\n");
+    let section = page
+        .split(&heading)
+        .nth(1)
+        .unwrap_or_else(|| panic!("docs/policy.md has no {heading}"));
+    section.split("\n## ").next().unwrap_or_default()
+}
+
+/// The fields inside a field: of the object that it is, or of each of its entries.
+fn inside(schema: &Value) -> BTreeSet<&String> {
+    let object = match &schema["items"] {
+        Value::Null => schema,
+        items => items,
+    };
+    let fields = object["properties"].as_object();
+    fields.into_iter().flat_map(|fields| fields.keys()).collect()
+}
+
+/// Whether an object, or an entry of a list, has this field.
+fn has(value: &Value, field: &str) -> bool {
+    let entries = value
+        .as_array()
+        .map_or(std::slice::from_ref(value), Vec::as_slice);
+    entries.iter().any(|entry| !entry[field].is_null())
 }
 
 #[test]
@@ -57,20 +90,65 @@ fn every_field_has_a_section_with_an_example_that_uses_it() {
     let page = std::fs::read_to_string(Site::root().join("docs/policy.md")).unwrap();
     let crd = serde_json::to_value(EgressNATPolicy::crd()).unwrap();
     let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
-    let fields: BTreeSet<&String> = spec.as_object().unwrap().keys().collect();
+    let fields = spec.as_object().unwrap();
     assert!(fields.len() > 5, "{fields:?}");
-    for field in fields {
-        let heading = format!("## spec.{field}\n");
-        let section = page
-            .split(&heading)
-            .nth(1)
-            .unwrap_or_else(|| panic!("docs/policy.md has no {heading}"));
-        let section = section.split("\n## ").next().unwrap_or_default();
-        let uses_it = |example: &Value| !example["spec"][field].is_null();
-        assert!(
-            examples(section).iter().any(uses_it),
-            "{heading} has no example that uses it"
-        );
+    let mut nested = BTreeSet::new();
+    for (field, schema) in fields {
+        let used = examples(section(&page, field))
+            .iter()
+            .any(|example| !example["spec"][field].is_null());
+        assert!(used, "section spec.{field} has no example that uses it");
+        // An entry of `egressGateways` has the fields of `egressGateway`, which its section points to.
+        let explained = field.strip_suffix('s').filter(|one| *one == "egressGateway");
+        let explained = explained.unwrap_or(field);
+        let section = section(&page, explained);
+        for name in inside(schema) {
+            let used = examples(section)
+                .iter()
+                .any(|example| has(&example["spec"][explained], name));
+            let named = section.contains(&format!("`{name}`"));
+            assert!(
+                named && used,
+                "section spec.{explained} does not name and use {name}"
+            );
+            nested.insert(name);
+        }
+    }
+    assert!(nested.len() > 5, "{nested:?}");
+}
+
+/// The metrics that a file registers.
+fn registered(file: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(Site::root().join(file)).unwrap();
+    let calls = text.split("r.register(").skip(1);
+    calls
+        .filter_map(|call| call.split('"').nth(1).map(str::to_owned))
+        .collect()
+}
+
+/// The metrics in a program's table, without their labels and the suffix that counters are shown with.
+fn listed(page: &str, program: &str) -> BTreeSet<String> {
+    let heading = format!("`egressnat_{program}_…` | |\n");
+    let table = page.split(&heading).nth(1).expect("a table of metrics");
+    let rows = table.split("\n\n").next().unwrap_or_default().lines();
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter_map(|name| name.split('{').next())
+        .map(|name| name.trim_end_matches("_total").to_owned())
+        .collect()
+}
+
+#[test]
+fn the_metrics_on_the_page_are_those_of_the_programs() {
+    let page = std::fs::read_to_string(Site::root().join("docs/reasons.md")).unwrap();
+    for (program, file) in [
+        ("operator", "operator/src/metrics.rs"),
+        ("agent", "node-agent/src/agent/metrics.rs"),
+    ] {
+        let registered = registered(file);
+        assert!(registered.len() > 5, "{file}: {registered:?}");
+        assert_eq!(listed(&page, program), registered, "{program}");
     }
 }
 
