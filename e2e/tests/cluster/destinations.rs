@@ -1,4 +1,5 @@
-//! Which destinations a policy captures: scenarios of destinations.
+//! Which destinations a policy captures: scenarios of destinations, each of them between two other policies for
+//! the same pods.
 
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ const TUNNEL: &str = "udp port 5770";
 fn nothing_inside_the_cluster_is_captured_by_a_policy_for_everything(
     cluster: &Cluster,
 ) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     cluster.set_kube_proxy(KubeProxyMode::Nftables)?;
     let clients = scene.tshoot()?;
     for client in &clients {
@@ -177,7 +178,7 @@ fn expect_uncaptured(client: &Pod, lines: &[String]) {
 }
 
 fn excluded_ranges_and_those_not_included_keep_the_nodes_address(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let echo = Netns::open(&cluster.site().netns("echo"))?;
     let [v4, v6] = ELSEWHERE;
     echo.ip(&format!(
@@ -216,7 +217,7 @@ fn expect_elsewhere(scene: &Scene, pods: &[Pod; 3], what: &str) -> Result<(), Fa
 
 /// A policy for both families, and a gateway with an IPv4 address only.
 fn a_family_that_the_gateway_lacks_meets_no_gateway(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let pods = scene.tshoot()?;
     for pod in &pods {
         scene.label(pod, CHOSEN)?;

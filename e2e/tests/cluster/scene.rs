@@ -27,6 +27,21 @@ pub const CHOSEN: &str = "egress=chosen";
 /// The name of the scenarios' policy.
 pub const POLICY: &str = "scenario";
 
+/// Addresses of the node network that are nobody's, and that nobody asks.
+pub const NOBODY: [&str; 2] = ["172.18.0.99/32", "fd00:172:18::99/128"];
+/// Comes before any other policy.
+pub const COMES_FIRST: Companion = Companion {
+    name: "comes-first",
+    priority: 200,
+    gateway: GATEWAY,
+};
+/// Comes after any other policy.
+pub const COMES_AFTER: Companion = Companion {
+    name: "comes-after",
+    priority: 50,
+    gateway: WORKER,
+};
+
 /// How long a change may take to show outside.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 const PEERS: &str = include_str!("../../manifests/peers.yaml");
@@ -55,6 +70,15 @@ impl<'a> Scene<'a> {
         scene.give(GATEWAY, EGRESS)?;
         for workload in ["daemonset/peer", "daemonset/node-peer"] {
             kubectl.run(["-n", "other", "rollout", "status", workload, "--timeout=60s"])?;
+        }
+        Ok(scene)
+    }
+
+    /// The same, between two other policies for all pods of `default` that change nothing of what is asked.
+    pub fn beside_others(cluster: &'a Cluster) -> Result<Self> {
+        let scene = Self::new(cluster)?;
+        for other in [COMES_FIRST, COMES_AFTER] {
+            companion(scene.kubectl, &NOBODY, other)?;
         }
         Ok(scene)
     }
@@ -186,6 +210,37 @@ pub fn policy(fields: Value) -> Value {
         "metadata": {"name": POLICY},
         "spec": spec,
     })
+}
+
+/// A policy for all pods of `default`, with its gateway's own addresses.
+pub struct Companion {
+    pub name: &'static str,
+    pub priority: i32,
+    pub gateway: NodeSpec,
+}
+
+/// Applies a companion for these destinations, and waits until every node concerned has it.
+pub fn companion(kubectl: &Kubectl, destinations: &[&str], policy: Companion) -> Result<()> {
+    let Companion {
+        name,
+        priority,
+        gateway,
+    } = policy;
+    let manifest = json!({
+        "apiVersion": "egressnat.io/v1alpha1",
+        "kind": "EgressNATPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "priority": priority,
+            "selectors": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}}],
+            "destinationCIDRs": destinations,
+            "egressGateway": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": gateway.name}}},
+        },
+    });
+    kubectl.apply(&manifest.to_string())?;
+    let policy = format!("egressnatpolicy/{name}");
+    kubectl.run(["wait", "--for=condition=Programmed", "--timeout=30s", &policy])?;
+    Ok(())
 }
 
 /// Seen with the policy's addresses.

@@ -1,4 +1,5 @@
-//! Which pods a policy captures, and when it stops: scenarios of selection.
+//! Which pods a policy captures, and when it stops: scenarios of selection, each of them between two other
+//! policies for the same pods.
 
 use egressnat_e2e::{cluster::Cluster, site::NodeSpec, wait};
 use libtest_mimic::Failed;
@@ -40,7 +41,7 @@ pub const TESTS: &[Test] = &[
 
 /// In the same namespace, beside a selected pod and elsewhere, and in another namespace.
 fn unselected_pods_keep_their_nodes_address(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let [unselected, selected, on_gateway] = scene.tshoot()?;
     let beside = Pod::run(scene.kubectl, "beside", WORKER, json!({}), json!({}))?;
     let others = scene.peers()?;
@@ -57,7 +58,7 @@ fn unselected_pods_keep_their_nodes_address(cluster: &Cluster) -> Result<(), Fai
 }
 
 fn a_pods_label_switches_its_address_both_ways(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let pods = scene.tshoot()?;
     scene.apply_policy(json!({}))?;
     scene.expect(
@@ -79,7 +80,7 @@ fn a_pods_label_switches_its_address_both_ways(cluster: &Cluster) -> Result<(), 
 }
 
 fn a_namespaces_label_switches_its_pods_both_ways(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let peers = scene.peers()?;
     let label = |label: &str| scene.kubectl.run(["label", "namespace", "other", label]);
     scene.apply_policy(json!({
@@ -101,7 +102,7 @@ fn a_namespaces_label_switches_its_pods_both_ways(cluster: &Cluster) -> Result<(
 
 /// The pod of the gateway is selected by the other entry, which asks for no label of its node.
 fn a_nodes_label_switches_its_pods_both_ways_in_its_own_entry_alone(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let [control, worker, gateway] = scene.tshoot()?;
     let label = |label: &str| scene.kubectl.run(["label", "node", WORKER.name, label]);
     scene.label(&gateway, CHOSEN)?;
@@ -131,7 +132,7 @@ fn a_nodes_label_switches_its_pods_both_ways_in_its_own_entry_alone(cluster: &Cl
 }
 
 fn a_host_network_pod_is_never_captured(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     let labels = json!({"egress": "chosen"});
     let [host, pod] = [true, false].map(|host| {
         let name = if host { "on-host" } else { "on-its-own" };
@@ -158,7 +159,7 @@ fn a_host_network_pod_is_never_captured(cluster: &Cluster) -> Result<(), Failed>
 /// On a source node and on the gateway, whether its command succeeds or fails. The completed pod's object keeps
 /// its address in its status, and the next pod on the node has the same.
 fn a_completed_pod_releases_its_entry_and_its_address(cluster: &Cluster) -> Result<(), Failed> {
-    let scene = Scene::new(cluster)?;
+    let scene = Scene::beside_others(cluster)?;
     scene.apply_policy(json!({}))?;
     for node in [WORKER, GATEWAY] {
         for (exit, phase) in [(0, "Succeeded"), (1, "Failed")] {

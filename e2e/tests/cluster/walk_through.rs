@@ -9,11 +9,10 @@ use egressnat_e2e::{
     walk,
 };
 use libtest_mimic::Failed;
-use serde_json::{Value, json};
 
 use crate::{
     Test,
-    scene::{GATEWAY, OUTSIDE, WORKER},
+    scene::{COMES_AFTER, COMES_FIRST, NOBODY, OUTSIDE, WORKER, companion},
 };
 
 pub const TESTS: &[Test] = &[
@@ -41,10 +40,9 @@ fn walk_through(cluster: &Cluster, mode: KubeProxyMode) -> Result<(), Failed> {
 /// The same between a policy that comes first, for a destination that nobody asks, and one that comes after, for
 /// all of the node network: it has what the walk-through's policy leaves, and nothing else.
 fn beside_others(kubectl: &Kubectl) -> Result<(), Failed> {
-    let nobody = json!(["172.18.0.99/32", "fd00:172:18::99/128"]);
-    apply(kubectl, &companion("comes-first", 200, GATEWAY, &nobody))?;
+    companion(kubectl, &NOBODY, COMES_FIRST)?;
     walk::expect(kubectl, "beside a policy for another destination", [None, None])?;
-    apply(kubectl, &companion("comes-after", 50, WORKER, &json!(OUTSIDE)))?;
+    companion(kubectl, &OUTSIDE, COMES_AFTER)?;
     let of = |node: NodeSpec| [node.v4.to_string(), node.v6.to_string()];
     let ([low_v4, low_v6], [v4, v6]) = (of(WORKER), of(CONTROL_PLANE));
     let low = [Some(low_v4.as_str()), Some(low_v6.as_str())];
@@ -55,33 +53,7 @@ fn beside_others(kubectl: &Kubectl) -> Result<(), Failed> {
     walk::expect(kubectl, "the dual-stack policy", [Some(&v4), Some(&v6)])?;
     walk::remove_policy(kubectl)?;
     walk::expect(kubectl, "the policy that comes after takes over", low)?;
-    kubectl.run(["delete", "egressnatpolicy", "comes-after"])?;
+    kubectl.run(["delete", "egressnatpolicy", COMES_AFTER.name])?;
     walk::expect(kubectl, "each with its own node's address again", [None, None])?;
-    Ok(())
-}
-
-/// For the walk-through's pods, with a node's own addresses.
-fn companion(name: &str, priority: i32, gateway: NodeSpec, destinations: &Value) -> Value {
-    json!({
-        "apiVersion": "egressnat.io/v1alpha1",
-        "kind": "EgressNATPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "priority": priority,
-            "selectors": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}}],
-            "destinationCIDRs": destinations,
-            "egressGateway": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": gateway.name}}},
-        },
-    })
-}
-
-/// Waits until every node concerned has it.
-fn apply(kubectl: &Kubectl, policy: &Value) -> Result<(), Failed> {
-    kubectl.apply(&policy.to_string())?;
-    let name = format!(
-        "egressnatpolicy/{}",
-        policy["metadata"]["name"].as_str().unwrap_or_default()
-    );
-    kubectl.run(["wait", "--for=condition=Programmed", "--timeout=30s", &name])?;
     Ok(())
 }
