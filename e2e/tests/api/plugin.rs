@@ -238,10 +238,13 @@ async fn status_is_shown_again_when_it_changes() {
     let (cluster, client) = world().await;
     apply(&client, &policy("first", spec_from_gateway())).await;
     let plugin = Plugin::of(&cluster);
-    let mut watching = Watching::start(&plugin);
-    watching.shows("first");
+    let mut table = Watching::start(&plugin, &[]);
+    let mut json = Watching::start(&plugin, &["-o", "json"]);
+    table.shows("first");
+    json.shows("\"name\": \"first\"");
     apply(&client, &policy("second", weaker())).await;
-    watching.shows("second");
+    table.shows("second");
+    json.shows("\"name\": \"second\"");
 }
 
 /// `status --watch`, ended with the value.
@@ -251,9 +254,10 @@ struct Watching {
 }
 
 impl Watching {
-    fn start(plugin: &Plugin) -> Self {
+    fn start(plugin: &Plugin, more: &[&str]) -> Self {
         let mut child = Command::new(program())
             .args(["status", "--watch"])
+            .args(more)
             .env("KUBECONFIG", &plugin.kubeconfig)
             .stdout(Stdio::piped())
             .spawn()
@@ -268,15 +272,16 @@ impl Watching {
         Self { child, lines }
     }
 
-    /// Reads on until there is a line of this policy.
-    fn shows(&mut self, policy: &str) {
+    /// Reads on until there is a line that begins so.
+    fn shows(&mut self, beginning: &str) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left);
             if line
-                .unwrap_or_else(|error| panic!("no line of {policy}: {error}"))
-                .starts_with(policy)
+                .unwrap_or_else(|error| panic!("no line of {beginning}: {error}"))
+                .trim_start()
+                .starts_with(beginning)
             {
                 return;
             }
@@ -397,6 +402,98 @@ async fn accepts(client: &Client, object: &Value) -> bool {
         Err(kube::Error::Api(status)) if [400, 422, 500].contains(&status.code) => false,
         Err(error) => panic!("{error}"),
     }
+}
+
+#[test]
+fn completion_is_a_script_of_each_shell() {
+    let plugin = Plugin::of(shared());
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let said = plugin.says(&["completion", shell]);
+        assert_eq!(said.code, Some(0), "{shell}: {}", said.err);
+        assert!(said.out.contains("migrate"), "{shell}: {}", said.out);
+    }
+    let script = plugin.says(&["completion", "bash"]).out;
+    let understood = |script: &str| {
+        let bash = Command::new("bash").args(["-n", "-c", script]).status();
+        bash.unwrap().success()
+    };
+    assert!(understood(&script));
+    assert!(!understood(&format!("{script}\nif")), "bash sees what is wrong");
+}
+
+#[test]
+fn the_help_of_every_question_has_examples() {
+    let plugin = Plugin::of(shared());
+    for question in ["explain", "status", "plan", "lint", "migrate", "completion"] {
+        let said = plugin.says(&[question, "--help"]);
+        assert_eq!(said.code, Some(0), "{question}");
+        assert!(said.out.contains("Examples:\n  "), "{question}: {}", said.out);
+        assert!(plugin.says(&["--help"]).out.contains(question));
+    }
+}
+
+#[tokio::test]
+async fn answers_are_the_same_in_every_format_and_plain_in_a_pipe() {
+    let (cluster, client) = world().await;
+    apply(&client, &policy("first", spec_from_gateway())).await;
+    let plugin = Plugin::of(&cluster);
+    let json = plugin.json(&["status"]);
+    assert_eq!(json["policies"][0]["name"], "first");
+    let yaml = plugin.says(&["status", "-o", "yaml"]).out;
+    assert_eq!(serde_yaml_ng::from_str::<Value>(&yaml).unwrap(), json);
+    let text = plugin.says(&["status"]).out;
+    assert!(text.contains("first") && !text.contains('\x1b'), "{text}");
+}
+
+#[tokio::test]
+async fn addresses_of_services_are_not_captured() {
+    let (cluster, client) = world().await;
+    apply(&client, &policy("walk", spec_from_gateway())).await;
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "front", "namespace": "apps"},
+        "spec": {"type": "LoadBalancer", "externalIPs": ["198.51.100.81"], "ports": [{"port": 443}]},
+    });
+    cluster.kubectl(&["apply", "-f", "-"], &service.to_string());
+    let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.80"}]}}}).to_string();
+    let patch = [
+        "-n",
+        "apps",
+        "patch",
+        "service",
+        "front",
+        "--subresource=status",
+        "-p",
+        &status,
+    ];
+    cluster.kubectl(&patch, "");
+    let plugin = Plugin::of(&cluster);
+    for (to, says) in [
+        (
+            "198.51.100.80",
+            "Not captured, because it is the ingress address of Service apps/front",
+        ),
+        (
+            "198.51.100.81:443",
+            "Not captured, because it is the external address of Service apps/front",
+        ),
+        ("198.51.100.80:53", "policy walk"),
+        ("198.51.100.82", "policy walk"),
+    ] {
+        let said = plugin.says(&["explain", "on-worker", "-n", "apps", "--to", to]);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        assert!(said.out.contains(says), "{to}: {}", said.out);
+    }
+    cluster.kubectl(&["-n", "apps", "delete", "service", "front"], "");
+}
+
+#[test]
+fn a_policy_that_cannot_be_said_here_is_refused() {
+    let egress = json!({"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": {"name": "none"}, "spec": {}});
+    let said = Plugin::of(shared()).says_of(&["migrate", "-"], &egress.to_string());
+    assert_eq!(said.code, Some(1), "{}{}", said.out, said.err);
+    assert!(said.err.contains("refused: "), "{}", said.err);
 }
 
 /// The kinds of other gateways, as their projects name them: group, version, kind, plural, scope.
