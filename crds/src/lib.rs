@@ -5,6 +5,7 @@
 //! node agents: the operator owns its `spec`, the node's agent its `status`.
 
 pub mod interval;
+pub mod never;
 pub mod plan;
 pub mod policy;
 pub mod ports;

@@ -2,27 +2,19 @@
 
 use std::net::IpAddr;
 
+use egressnat_crds::never;
 use ipnet::IpNet;
 
 /// What kind of address that is, with its article; `None` for one that policies can capture.
 pub fn never_captured(address: IpAddr) -> Option<&'static str> {
-    let link_local = match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
-    };
-    match address {
-        _ if address.is_loopback() => Some("a loopback address"),
-        _ if address.is_multicast() => Some("a multicast address"),
-        _ if link_local => Some("a link-local address"),
-        IpAddr::V4(a) if a.is_broadcast() => Some("the broadcast address"),
-        _ => None,
-    }
+    let mut ranges = never::captured();
+    let found = ranges.find(|(_, net)| net.contains(&address));
+    found.map(|(kind, _)| kind.words())
 }
 
-/// Whether all of a network is of one such kind. Each kind is a range, so that its ends tell.
+/// Whether all of a network is of one such kind.
 pub fn is_never_captured(net: &IpNet) -> bool {
-    let ends = [net.network(), net.broadcast()].map(never_captured);
-    ends[0].is_some() && ends[0] == ends[1]
+    never::captured().any(|(_, never)| never.contains(net))
 }
 
 #[cfg(test)]

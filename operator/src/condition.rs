@@ -150,6 +150,15 @@ pub fn some_of_with<'a>(separator: &str, names: impl IntoIterator<Item = &'a str
     }
 }
 
+/// The first few of these sentences, and what to do; none where there is nothing to say.
+pub fn sentences_and_advice<'a>(
+    sentences: impl IntoIterator<Item = &'a str>,
+    advice: &str,
+) -> Option<String> {
+    let said = some_of_with("; ", sentences);
+    (!said.is_empty()).then(|| format!("{said}: {advice}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use egressnat_crds::plan::ExhaustedPorts;
 
-use crate::condition::some_of_with;
+use crate::condition::sentences_and_advice;
 use crate::plan::PolicyOutcome;
 use crate::world::World;
 
@@ -18,13 +18,10 @@ pub fn message(policy: &str, outcome: &PolicyOutcome, world: &World) -> Option<S
         let lists = status.into_iter().flat_map(|s| &s.exhausted_ports);
         exhausted.extend(lists.filter(|e| e.policy == policy).map(|e| sentence(node, e)));
     }
-    let exhausted = some_of_with("; ", exhausted.iter().map(String::as_str));
-    (!exhausted.is_empty()).then(|| {
-        format!(
-            "{exhausted}: further connections there are dropped; widen sourcePorts, or use more \
-             egressSourceIPs or egressGateways"
-        )
-    })
+    sentences_and_advice(
+        exhausted.iter().map(String::as_str),
+        "further connections there are dropped; widen sourcePorts, or use more egressSourceIPs or egressGateways",
+    )
 }
 
 fn sentence(node: &str, exhausted: &ExhaustedPorts) -> String {

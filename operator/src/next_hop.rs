@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use egressnat_crds::plan::{Family, NodeExit};
 
-use crate::condition::some_of_with;
+use crate::condition::sentences_and_advice;
 use crate::plan::PolicyOutcome;
 use crate::world::World;
 
@@ -21,13 +21,11 @@ pub fn message(outcome: &PolicyOutcome, world: &World) -> Option<String> {
             sentences.extend(stranded.map(|address| sentence(&gateway.node, exit, *address)));
         }
     }
-    let said = some_of_with("; ", sentences.iter().map(String::as_str));
-    (!said.is_empty()).then(|| {
-        format!(
-            "{said}: packets with it reach that interface's own networks, all others are refused as unreachable; \
-             add a default route by that interface, of any metric or in any table"
-        )
-    })
+    sentences_and_advice(
+        sentences.iter().map(String::as_str),
+        "packets with it reach that interface's own networks, all others are refused as unreachable; add a \
+         default route by that interface, of any metric or in any table",
+    )
 }
 
 fn sentence(node: &str, exit: &NodeExit, address: IpAddr) -> String {

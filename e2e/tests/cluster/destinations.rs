@@ -11,12 +11,14 @@ use egressnat_e2e::{
     site::{API_PORT, API_SERVICE, CONTROL_PLANE, ECHO, NODES},
 };
 use libtest_mimic::Failed;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     Test,
     pod::Pod,
-    scene::{CHOSEN, DEADLINE, EGRESS, GATEWAY, OUTSIDE, POLICY, Scene, egress, own},
+    scene::{
+        CHOSEN, DEADLINE, EGRESS, ELSEWHERE, GATEWAY, OUTSIDE, POLICY, Scene, condition, egress, hosts, own,
+    },
 };
 
 pub const TESTS: &[Test] = &[
@@ -34,8 +36,6 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// A second pair of addresses of the echo server.
-const ELSEWHERE: [&str; 2] = ["172.18.0.6", "fd00:172:18::6"];
 const TUNNEL: &str = "udp port 5770";
 
 /// Pods of the other nodes, a Service, every address of every node, the API server, DNS at the node and by
@@ -179,20 +179,15 @@ fn expect_uncaptured(client: &Pod, lines: &[String]) {
 
 fn excluded_ranges_and_those_not_included_keep_the_nodes_address(cluster: &Cluster) -> Result<(), Failed> {
     let scene = Scene::beside_others(cluster)?;
-    let echo = Netns::open(&cluster.site().netns("echo"))?;
-    let [v4, v6] = ELSEWHERE;
-    echo.ip(&format!(
-        "addr replace {v4}/16 dev eth0\naddr replace {v6}/64 dev eth0 nodad"
-    ))?;
+    scene.serve_elsewhere()?;
     let pods = scene.tshoot()?;
     for pod in &pods {
         scene.label(pod, CHOSEN)?;
     }
-    let hosts = |[v4, v6]: [&str; 2]| json!([format!("{v4}/32"), format!("{v6}/128")]);
-
+    let nodes_own = pods.each_ref().map(|pod| (pod, own(pod)));
     scene.apply_policy(json!({"excludedCIDRs": hosts(ELSEWHERE)}))?;
     scene.expect("all of the range", &pods.each_ref().map(|pod| (pod, egress())))?;
-    expect_elsewhere(&scene, &pods, "but what is excluded")?;
+    scene.expect_elsewhere("but what is excluded", &nodes_own)?;
 
     scene.delete_policy()?;
     let echo = [ECHO.0.to_string(), ECHO.1.to_string()];
@@ -201,17 +196,7 @@ fn excluded_ranges_and_those_not_included_keep_the_nodes_address(cluster: &Clust
         "one destination alone",
         &pods.each_ref().map(|pod| (pod, egress())),
     )?;
-    expect_elsewhere(&scene, &pods, "but not another in the same network")?;
-    Ok(())
-}
-
-/// The echo server's other addresses see each pod's node.
-fn expect_elsewhere(scene: &Scene, pods: &[Pod; 3], what: &str) -> Result<(), Failed> {
-    let [v4, v6] = ELSEWHERE;
-    let urls = [format!("http://{v4}/"), format!("http://[{v6}]/")];
-    for pod in pods {
-        assert_eq!(pod.ask(scene.kubectl, &urls)?, own(pod), "{what}: {pod}");
-    }
+    scene.expect_elsewhere("but not another in the same network", &nodes_own)?;
     Ok(())
 }
 
@@ -236,21 +221,11 @@ fn a_family_that_the_gateway_lacks_meets_no_gateway(cluster: &Cluster) -> Result
             (pod, [v4.clone(), v6])
         });
         scene.expect(no_gateway, &expected)?;
-        let degraded = degraded(&scene)?;
+        let degraded = condition(&scene.shown(POLICY)?, "Degraded");
         assert_eq!(degraded["status"], "True", "{degraded}");
         assert_eq!(degraded["reason"], "FamilyNotServed", "{degraded}");
         let message = degraded["message"].as_str().unwrap_or_default();
         assert!(message.contains("IPv6"), "{message}");
     }
     Ok(())
-}
-
-fn degraded(scene: &Scene) -> Result<Value, Failed> {
-    let text = scene
-        .kubectl
-        .run(["get", "egressnatpolicy", POLICY, "-o", "json"])?;
-    let policy: Value = serde_json::from_str(&text)?;
-    let mut conditions = policy["status"]["conditions"].as_array().into_iter().flatten();
-    let found = conditions.find(|condition| condition["type"] == "Degraded");
-    Ok(found.cloned().unwrap_or_default())
 }

@@ -14,7 +14,10 @@ use crate::{
     Test,
     pod::{self, Pod},
     requests::Requests,
-    scene::{CHOSEN, DEADLINE, EGRESS, GATEWAY, POLICY, Scene, Seen, WORKER, egress, of, own, policy},
+    scene::{
+        self, CHOSEN, DEADLINE, EGRESS, GATEWAY, POLICY, Scene, Seen, WORKER, condition, egress, of, own,
+        policy,
+    },
 };
 
 pub const TESTS: &[Test] = &[
@@ -170,12 +173,10 @@ fn forget_the_neighbours(scene: &Scene) -> Result<()> {
 fn expect_gateway(scene: &Scene, node: &str, ready: &str) -> Result<()> {
     wait::until("the status to follow the address", DEADLINE, || {
         let policy = scene.shown(POLICY).map_err(|error| error.to_string())?;
-        let mut conditions = policy["status"]["conditions"].as_array().into_iter().flatten();
-        let condition = conditions.find(|condition| condition["type"] == "GatewayReady");
-        let says = match condition {
-            Some(condition) if condition["status"] == "False" => condition["reason"].as_str(),
-            Some(condition) => condition["status"].as_str(),
-            None => None,
+        let condition = condition(&policy, "GatewayReady");
+        let says = match condition["status"].as_str() {
+            Some("False") => condition["reason"].as_str(),
+            status => status,
         };
         let named = policy["status"]["gateways"][0]["node"]
             .as_str()
@@ -237,9 +238,5 @@ fn apply(scene: &Scene, gateways: &Value) -> Result<()> {
     {
         spec.remove("egressSourceIPs");
     }
-    scene.kubectl.apply(&policy.to_string())?;
-    let name = format!("egressnatpolicy/{POLICY}");
-    let condition = "--for=condition=Programmed";
-    scene.kubectl.run(["wait", condition, "--timeout=30s", &name])?;
-    Ok(())
+    scene::apply(scene.kubectl, &policy)
 }

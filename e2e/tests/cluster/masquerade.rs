@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     Test,
     pod::Pod,
-    scene::{CHOSEN, DEADLINE, GATEWAY, Scene, egress, own},
+    scene::{CHOSEN, DEADLINE, GATEWAY, Scene, condition, egress, own},
 };
 
 pub const TESTS: &[Test] = &[(
@@ -85,6 +85,6 @@ fn expect_refused(scene: &Scene, refused: bool) -> Result<()> {
 }
 
 fn is_left_to_the_network(plan: &Value) -> bool {
-    let mut conditions = plan["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.any(|c| c["type"] == "Masquerade" && c["status"] == "False" && c["reason"] == "CniMasquerades")
+    let masquerade = condition(plan, "Masquerade");
+    masquerade["status"] == "False" && masquerade["reason"] == "CniMasquerades"
 }

@@ -7,6 +7,7 @@ use egressnat_e2e::{
     cluster::Cluster,
     error::{Context, Result},
     kubectl::Kubectl,
+    netns::Netns,
     site::{ECHO, NODES, NodeSpec},
     wait,
 };
@@ -22,6 +23,8 @@ pub const WORKER: NodeSpec = NODES[1];
 pub const EGRESS: [&str; 2] = ["172.18.0.40", "fd00:172:18::40"];
 /// The node network, on which the echo server is.
 pub const OUTSIDE: [&str; 2] = ["172.18.0.0/16", "fd00:172:18::/64"];
+/// A second pair of addresses for the echo server.
+pub const ELSEWHERE: [&str; 2] = ["172.18.0.6", "fd00:172:18::6"];
 /// The label by which the scenarios' policy selects pods.
 pub const CHOSEN: &str = "egress=chosen";
 /// The name of the scenarios' policy.
@@ -86,11 +89,7 @@ impl<'a> Scene<'a> {
     /// Applies the scenarios' policy, with these fields instead of [`spec`]'s, and waits until every node
     /// concerned has it.
     pub fn apply_policy(&self, fields: Value) -> Result<()> {
-        self.kubectl.apply(&policy(fields).to_string())?;
-        let policy = format!("egressnatpolicy/{POLICY}");
-        let condition = "--for=condition=Programmed";
-        self.kubectl.run(["wait", condition, "--timeout=30s", &policy])?;
-        Ok(())
+        apply(self.kubectl, &policy(fields))
     }
 
     pub fn delete_policy(&self) -> Result<()> {
@@ -133,6 +132,29 @@ impl<'a> Scene<'a> {
             } else {
                 Err(wrong.join("\n"))
             }
+        })
+    }
+
+    /// Gives the echo server [`ELSEWHERE`].
+    pub fn serve_elsewhere(&self) -> Result<()> {
+        let [v4, v6] = ELSEWHERE;
+        Netns::open(&self.cluster.site().netns("echo"))?.ip(&format!(
+            "addr replace {v4}/16 dev eth0\naddr replace {v6}/64 dev eth0 nodad"
+        ))
+    }
+
+    /// Waits until the echo server's second addresses see the pods so.
+    pub fn expect_elsewhere(&self, what: &str, expected: &[(&Pod, Seen)]) -> Result<()> {
+        let [v4, v6] = ELSEWHERE;
+        let urls = [format!("http://{v4}/"), format!("http://[{v6}]/")];
+        wait::until(what, DEADLINE, || {
+            for (pod, wanted) in expected {
+                let seen = pod.ask(self.kubectl, &urls).map_err(|error| error.to_string())?;
+                if seen != *wanted {
+                    return Err(format!("{pod} is seen elsewhere as {seen:?}, not {wanted:?}"));
+                }
+            }
+            Ok(())
         })
     }
 
@@ -237,10 +259,28 @@ pub fn companion(kubectl: &Kubectl, destinations: &[&str], policy: Companion) ->
             "egressGateway": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": gateway.name}}},
         },
     });
-    kubectl.apply(&manifest.to_string())?;
-    let policy = format!("egressnatpolicy/{name}");
-    kubectl.run(["wait", "--for=condition=Programmed", "--timeout=30s", &policy])?;
+    apply(kubectl, &manifest)
+}
+
+/// Applies a policy, and waits until every node concerned has it.
+pub fn apply(kubectl: &Kubectl, policy: &Value) -> Result<()> {
+    kubectl.apply(&policy.to_string())?;
+    let name = policy["metadata"]["name"].as_str().unwrap_or_default();
+    let name = format!("egressnatpolicy/{name}");
+    kubectl.run(["wait", "--for=condition=Programmed", "--timeout=30s", &name])?;
     Ok(())
+}
+
+/// A pair of addresses as destinations of their own.
+pub fn hosts([v4, v6]: [&str; 2]) -> Value {
+    json!([format!("{v4}/32"), format!("{v6}/128")])
+}
+
+/// The condition of this type in an object's status; null where there is none.
+pub fn condition(object: &Value, kind: &str) -> Value {
+    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    let found = conditions.find(|condition| condition["type"] == kind);
+    found.cloned().unwrap_or_default()
 }
 
 /// Seen with the policy's addresses.

@@ -1,6 +1,6 @@
 //! Several policies at once, and what changes when they and their pods do.
 
-use egressnat_e2e::{cluster::Cluster, error::Result, netns::Netns, site::CONTROL_PLANE, wait};
+use egressnat_e2e::{cluster::Cluster, error::Result, site::CONTROL_PLANE, wait};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
@@ -8,7 +8,10 @@ use crate::{
     Test,
     pod::{self, Pod},
     reuse,
-    scene::{DEADLINE, GATEWAY, OUTSIDE, POLICY, Scene, Seen, WORKER, egress, of, own, policy},
+    scene::{
+        self, DEADLINE, ELSEWHERE, GATEWAY, OUTSIDE, POLICY, Scene, Seen, WORKER, egress, hosts, of, own,
+        policy,
+    },
     traces,
 };
 
@@ -33,8 +36,6 @@ pub const TESTS: &[Test] = &[
 
 /// The policy that comes first: for one destination, by another gateway.
 const FIRST: &str = "scenario-first";
-/// A second pair of addresses of the echo server.
-const ELSEWHERE: [&str; 2] = ["172.18.0.7", "fd00:172:18::7"];
 
 /// A low policy for all of the outside, a high one for one destination of one pod: priorities, the loser's
 /// status, an exclusion, an edit, and each policy's end.
@@ -50,7 +51,7 @@ fn the_first_of_a_pods_policies_wins_and_the_next_takes_over(
 }
 
 fn overlap(scene: &Scene) -> std::result::Result<(), Failed> {
-    give_the_echo_server_its_second_addresses(scene)?;
+    scene.serve_elsewhere()?;
     let pods = scene.tshoot()?;
     let [both, none, low] = &pods;
     scene.label(both, "egress=chosen")?;
@@ -63,7 +64,7 @@ fn overlap(scene: &Scene) -> std::result::Result<(), Failed> {
         let pods = [both, none, low];
         let here: Vec<_> = pods.into_iter().zip(here).collect();
         scene.expect(what, &here)?;
-        expect_elsewhere(scene, what, &pods.into_iter().zip(there).collect::<Vec<_>>())
+        scene.expect_elsewhere(what, &pods.into_iter().zip(there).collect::<Vec<_>>())
     };
     let all_low = || [egress(), own(none), egress()];
     expect("the low policy alone", all_low(), all_low())?;
@@ -228,13 +229,6 @@ fn answers(scene: &Scene, pod: &Pod, urls: &[String]) -> Result<Vec<Option<Strin
     })
 }
 
-fn give_the_echo_server_its_second_addresses(scene: &Scene) -> Result<()> {
-    let [v4, v6] = ELSEWHERE;
-    Netns::open(&scene.cluster.site().netns("echo"))?.ip(&format!(
-        "addr replace {v4}/16 dev eth0\naddr replace {v6}/64 dev eth0 nodad"
-    ))
-}
-
 /// The policy that comes first, with these fields instead.
 fn first(fields: Value) -> Value {
     let mut spec = json!({
@@ -249,28 +243,18 @@ fn first(fields: Value) -> Value {
     spec
 }
 
-fn hosts([v4, v6]: [&str; 2]) -> Value {
-    json!([format!("{v4}/32"), format!("{v6}/128")])
-}
-
 /// Applies a policy of this name and waits until every node concerned has it.
 fn apply(scene: &Scene, name: &str, spec: &Value) -> Result<()> {
     let mut whole = policy(json!({}));
     whole["metadata"]["name"] = name.into();
     whole["spec"] = spec.clone();
-    scene.kubectl.apply(&whole.to_string())?;
-    let name = format!("egressnatpolicy/{name}");
-    let condition = "--for=condition=Programmed";
-    scene.kubectl.run(["wait", condition, "--timeout=30s", &name])?;
-    Ok(())
+    scene::apply(scene.kubectl, &whole)
 }
 
 /// Waits until the status of the scenarios' policy says that it loses this to the other one.
 fn expect_lost(scene: &Scene, expected: &Value) -> Result<()> {
     wait::until("the status to say what is lost", DEADLINE, || {
-        let get = ["get", "egressnatpolicy", POLICY, "-o", "json"];
-        let text = scene.kubectl.run(get).map_err(|error| error.to_string())?;
-        let policy: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let policy = scene.shown(POLICY).map_err(|error| error.to_string())?;
         let lost = match &policy["status"]["lost"][0] {
             Value::Null => Value::Null,
             lost => json!({"policy": lost["policy"], "pods": lost["pods"]}),
@@ -280,20 +264,5 @@ fn expect_lost(scene: &Scene, expected: &Value) -> Result<()> {
         } else {
             Err(lost.to_string())
         }
-    })
-}
-
-/// What the echo server's second addresses see of the pods.
-fn expect_elsewhere(scene: &Scene, what: &str, expected: &[(&Pod, Seen)]) -> Result<()> {
-    let [v4, v6] = ELSEWHERE;
-    let urls = [format!("http://{v4}/"), format!("http://[{v6}]/")];
-    wait::until(what, DEADLINE, || {
-        for (pod, wanted) in expected {
-            let seen = pod.ask(scene.kubectl, &urls).map_err(|error| error.to_string())?;
-            if seen != *wanted {
-                return Err(format!("{pod} is seen elsewhere as {seen:?}, not {wanted:?}"));
-            }
-        }
-        Ok(())
     })
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::interval::{self, Interval};
+use egressnat_crds::never;
 use egressnat_crds::plan::{EgressPlanSpec, Family, PlanPod, PlanPolicy, Profile, SourceRole};
 use egressnat_crds::policy::NoGateway;
-use ipnet::IpNet;
 
 use super::table::*;
 use super::{CompileError, Context, FAMILIES, digit, exits};
@@ -14,17 +14,6 @@ use crate::model::KeyType;
 use crate::model::rule::digest;
 use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Set, Statement};
 use crate::owned::{self, Drop, RoutingMark};
-
-/// Never captured on any node: loopback, link-local, multicast, broadcast.
-const NEVER: [&str; 7] = [
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "224.0.0.0/4",
-    "255.255.255.255/32",
-    "::1/128",
-    "fe80::/10",
-    "ff00::/8",
-];
 
 /// Where a policy's packets of one family go from this node.
 enum Way<'a> {
@@ -245,10 +234,7 @@ pub(crate) fn pod_without_profile(plan: &EgressPlanSpec) -> Option<&PlanPod> {
 
 /// What no policy captures: the plan's ranges and those of every node, merged, in order.
 pub(crate) fn never_captured(plan: &EgressPlanSpec) -> Vec<Interval> {
-    let fixed = NEVER
-        .iter()
-        .filter_map(|net| net.parse::<IpNet>().ok())
-        .map(Interval::from);
+    let fixed = never::captured().map(|(_, net)| Interval::from(net));
     merge(plan.cluster.iter().copied().chain(fixed))
 }
 

@@ -5,34 +5,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use egressnat_crds::interval::Interval;
+use egressnat_crds::never::{self, Kind};
 use egressnat_crds::plan::Masquerade;
-use ipnet::IpNet;
 
 use super::peers::{Accepted, accepted};
 use crate::ranges;
 use crate::world::{MasqueradeConfig, Pod};
 
-/// Destinations that no packet leaves a node for, or that no answer comes from.
-const NEVER: [&str; 5] = [
-    "127.0.0.0/8",
-    "224.0.0.0/4",
-    "255.255.255.255/32",
-    "::1/128",
-    "ff00::/8",
-];
-
-/// Destinations on a node's own links.
-const LINK_LOCAL: [&str; 2] = ["169.254.0.0/16", "fe80::/10"];
-
 /// Destinations to which packets keep their source, where the installation asks for a masquerade; `cluster` are the
 /// cluster's own ranges.
 pub fn except(config: &MasqueradeConfig, cluster: &[Interval]) -> Vec<Interval> {
-    let link_local = LINK_LOCAL.iter().filter(|_| !config.link_local);
-    let fixed = NEVER
-        .iter()
-        .chain(link_local)
-        .filter_map(|net| net.parse::<IpNet>().ok());
-    let nets = fixed.chain(config.except.iter().copied()).map(Interval::from);
+    let fixed = never::captured().filter(|(kind, _)| *kind != Kind::LinkLocal || !config.link_local);
+    let nets = fixed
+        .map(|(_, net)| net)
+        .chain(config.except.iter().copied())
+        .map(Interval::from);
     ranges::merge(cluster.iter().copied().chain(nets))
 }
 
