@@ -11,6 +11,10 @@ MAKEFLAGS += --no-print-directory
 LAB ?= egressnat-lab
 MODE ?= nftables
 HELM_ARGS ?=
+PODS ?= 10000
+CHANGES ?= 1000
+SEED ?=
+HUNT_ARGS ?=
 
 lab := target/debug/lab
 clusters := $(CURDIR)/target/lab/clusters
@@ -150,6 +154,11 @@ bench: setup ## The benchmark: a table, target/bench/results.json and figures.sv
 	@echo "building the release programs"
 	cargo build --release -p egressnat-operator -p egressnat-agent
 	cargo bench -p egressnat-e2e --bench figures
+
+.PHONY: hunt
+hunt: images ## The leak hunt: every packet of PODS= pods through CHANGES= changes is judged; SEED= makes one again
+	@cargo build --quiet -p egressnat-e2e --bins
+	target/debug/hunt --pods $(PODS) --changes $(CHANGES) $(if $(SEED),--seed $(SEED)) $(HUNT_ARGS)
 
 .PHONY: crds
 crds: ## Write the chart's CRDs from their Rust types

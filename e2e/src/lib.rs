@@ -14,6 +14,7 @@ pub mod control_plane;
 pub mod dump;
 pub mod echo;
 pub mod error;
+pub mod hunt;
 pub mod images;
 pub mod kube_proxy;
 pub mod kubectl;

@@ -20,6 +20,8 @@ pub use oci::Image;
 
 /// The lab's toolbox: busybox and iperf3. It is the nodes' pause image as well.
 pub const TOOLBOX: &str = "docker.io/egressnat-lab/toolbox:1";
+/// What the leak hunt's pods run.
+pub const SENDER: &str = "docker.io/egressnat-lab/sender:1";
 /// The lab's CoreDNS.
 pub const COREDNS: &str = "docker.io/egressnat-lab/coredns:1";
 
@@ -36,6 +38,19 @@ pub fn build_lab(folder: &Path) -> Result<Vec<PathBuf>> {
     toolbox()?.write(&archives[0])?;
     coredns()?.write(&archives[1])?;
     Ok(archives.into())
+}
+
+/// Builds the image of the leak hunt's pods into a folder; returns its archive.
+///
+/// # Errors
+/// When the program is not built or the archive cannot be written.
+pub fn build_sender(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let mut image = Image::new(SENDER);
+    image.add_program(program, "/sender")?;
+    image.entrypoint = vec!["/sender".into()];
+    let archive = folder.join("sender.tar");
+    image.write(&archive)?;
+    Ok(archive)
 }
 
 /// Builds the images of the project from the release programs: the archives

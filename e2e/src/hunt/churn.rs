@@ -1,0 +1,154 @@
+//! Pods that come and go, in waves.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::{StreamExt, future::try_join_all, pin_mut};
+use k8s_openapi::api::core::v1;
+use kube::{Api, ResourceExt, core::PartialObjectMeta};
+use kube_runtime::watcher::{self, Event, watcher};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{
+    Goal,
+    api::{Grace, Server},
+    place::{FIRST_PORT, LABEL, NAMESPACES, VALUES},
+    random::Random,
+    timeline::{Time, Timeline},
+    world::{Pod, World, lock, now},
+};
+use crate::{error::Result, site::NODES};
+
+/// How many pods come at once, each second.
+const WAVE: usize = 10;
+/// How many pods there are at a time; beyond, a wave goes as one comes.
+const CROWD: usize = 60;
+/// How many pods the kubelets may be behind with, coming and going; beyond, no wave comes.
+const BEHIND: usize = 30;
+/// A pod that was not heard by then is none that the kubelets are late with: its packets are dropped.
+const SILENT: Time = 15_000_000_000;
+
+/// Waves of pods until the goal is reached.
+pub async fn run(server: &Server, world: &Arc<Mutex<World>>, mut random: Random, goal: &Goal) -> Result<()> {
+    let mut clock = interval(Duration::from_secs(1));
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut created = 0;
+    while !goal.is_reached() {
+        clock.tick().await;
+        let (there, behind) = census(&lock(world));
+        if behind <= BEHIND {
+            let wave = (0..WAVE).map(|index| create(server, world, draw(&mut random, created + index)));
+            try_join_all(wave).await?;
+            created += WAVE;
+            goal.add_pods(WAVE);
+        }
+        if there + WAVE > CROWD {
+            let wave = choose(&mut random, &lock(world));
+            try_join_all(
+                wave.into_iter()
+                    .map(|(port, grace)| delete(server, world, port, grace)),
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes when pods are gone from the API server. Ends never.
+pub async fn note_removals(server: &Server, world: &Arc<Mutex<World>>) -> Result<()> {
+    let pods: Api<PartialObjectMeta<v1::Pod>> = Api::all(server.client().clone());
+    let events = watcher(pods, watcher::Config::default().labels(LABEL));
+    pin_mut!(events);
+    loop {
+        // What the watch says of itself, it mends itself.
+        let Some(Ok(event)) = events.next().await else {
+            continue;
+        };
+        if let Event::Delete(pod) = event {
+            let uid = pod.uid().unwrap_or_default();
+            let mut world = lock(world);
+            if let Some(pod) = world.pods.values_mut().find(|pod| pod.uid == uid) {
+                pod.removed.get_or_insert_with(now);
+            }
+        }
+    }
+}
+
+/// How many pods there are, and with how many the kubelets are behind: those that wait for their first packet, and
+/// those that are to be gone and are not.
+fn census(world: &World) -> (usize, usize) {
+    let now = now();
+    let is_there = |pod: &&Pod| pod.deleted.is_none();
+    let is_late = |pod: &&Pod| match pod.deleted {
+        None => pod.heard.is_none() && now - pod.created < SILENT,
+        Some(_) => pod.removed.is_none(),
+    };
+    let count = |is: &dyn Fn(&&Pod) -> bool| world.pods.values().filter(is).count();
+    (count(&is_there), count(&is_late))
+}
+
+/// The next pod.
+fn draw(random: &mut Random, number: usize) -> (u16, Pod, bool) {
+    let pod = Pod {
+        name: format!("hunt-{number}"),
+        namespace: random.below(NAMESPACES.len()),
+        node: random.below(NODES.len()),
+        uid: String::new(),
+        created: 0,
+        deleted: None,
+        removed: None,
+        heard: None,
+        label: Timeline::new(random.pick(&VALUES)),
+    };
+    let ports = usize::from(u16::MAX - FIRST_PORT);
+    let port = FIRST_PORT + u16::try_from(number % ports).unwrap_or_default();
+    (port, pod, random.one_in(2))
+}
+
+async fn create(
+    server: &Server,
+    world: &Arc<Mutex<World>>,
+    (port, mut pod, obeys): (u16, Pod, bool),
+) -> Result<()> {
+    {
+        let mut world = lock(world);
+        pod.created = now();
+        world.pods.insert(port, pod.clone());
+    }
+    let uid = server.create_pod(port, &pod, obeys).await?;
+    if let Some(pod) = lock(world).pods.get_mut(&port) {
+        pod.uid = uid;
+    }
+    Ok(())
+}
+
+/// A wave of those that have been heard, or will not be.
+fn choose(random: &mut Random, world: &World) -> Vec<(u16, Grace)> {
+    let now = now();
+    let is_ripe = |pod: &Pod| pod.deleted.is_none() && (pod.heard.is_some() || now - pod.created > SILENT);
+    let mut ripe: Vec<u16> = world
+        .pods
+        .iter()
+        .filter(|(_, pod)| is_ripe(pod))
+        .map(|(port, _)| *port)
+        .collect();
+    let mut wave = Vec::new();
+    while wave.len() < WAVE && !ripe.is_empty() {
+        let port = ripe.remove(random.below(ripe.len()));
+        wave.push((port, random.pick(&[Grace::Own, Grace::Now, Grace::Forced])));
+    }
+    wave
+}
+
+async fn delete(server: &Server, world: &Arc<Mutex<World>>, port: u16, grace: Grace) -> Result<()> {
+    let chosen = lock(world).pods.get_mut(&port).map(|pod| {
+        pod.deleted = Some(now());
+        (pod.namespace, pod.name.clone())
+    });
+    match chosen {
+        Some((namespace, name)) => server.delete_pod(namespace, &name, grace).await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,161 @@
+//! What the hunt found.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+
+use serde_json::json;
+
+use super::{
+    judge::{Judgement, Why, judge},
+    packet::Packet,
+    timeline::Time,
+    world::World,
+};
+
+/// Wrong packets of one kind that are told with their time line; more are counted.
+const TOLD: usize = 20;
+
+/// What became of the packets so far.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Packets that came to the outside.
+    pub seen: u64,
+    /// Those of pods.
+    pub judged: u64,
+    /// Those that were wrong.
+    pub wrong: u64,
+    kinds: BTreeMap<(String, Why, IpAddr), Kind>,
+}
+
+/// Wrong packets of one pod, with one source, for one reason.
+#[derive(Debug, Clone)]
+struct Kind {
+    count: u64,
+    first: Time,
+    last: Time,
+    port: Option<u16>,
+}
+
+impl Tally {
+    /// Judges a packet and counts it.
+    pub fn take(&mut self, packet: &Packet, world: &World) {
+        self.seen += 1;
+        let judgement = judge(packet, world);
+        self.judged += u64::from(judgement != Judgement::Foreign);
+        let Judgement::Wrong(why) = judgement else {
+            return;
+        };
+        self.wrong += 1;
+        let pod = packet.port.and_then(|port| world.pods.get(&port));
+        let name = pod.map_or_else(|| "nobody".to_owned(), |pod| pod.name.clone());
+        let kind = self
+            .kinds
+            .entry((name, why, packet.source))
+            .or_insert_with(|| Kind {
+                count: 0,
+                first: packet.at,
+                last: packet.at,
+                port: packet.port,
+            });
+        kind.count += 1;
+        kind.last = packet.at;
+    }
+
+    /// Wrong packets with their time lines.
+    fn time_lines(&self, world: &World) -> Vec<String> {
+        let told = self.kinds.iter().take(TOLD).map(|((name, why, source), kind)| {
+            let lasted = Duration::from_nanos(kind.last - kind.first);
+            let head = format!(
+                "{name}: {} packets {why}, {source}, within {lasted:.3?}",
+                kind.count
+            );
+            let pod = kind.port.and_then(|port| world.pods.get(&port));
+            let lines = pod.map_or(Vec::new(), |pod| world.time_line(pod, kind.first));
+            let pod = pod.map_or(String::new(), |pod| format!(" ({})", super::describe(pod)));
+            format!("{head}{pod}\n    {}", lines.join("\n    "))
+        });
+        told.collect()
+    }
+}
+
+/// The end of a hunt.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed that it was made from.
+    pub seed: u64,
+    /// Pods that were created.
+    pub pods: usize,
+    /// Those of which a packet was seen.
+    pub heard: usize,
+    /// Changes that were made.
+    pub changes: usize,
+    /// What became of the packets.
+    pub tally: Tally,
+    /// Packets that the capture had no room for.
+    pub lost: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// The history.
+    pub world: World,
+}
+
+impl Report {
+    /// Why the hunt has failed; nothing when every packet was seen, judged and right.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        if self.tally.wrong > 0 {
+            return Some(format!("{} packets were wrong", self.tally.wrong));
+        }
+        if self.tally.judged == 0 {
+            return Some("no packet was judged: the hunt shows nothing".into());
+        }
+        (self.lost > 0).then(|| format!("the capture lost {} packets", self.lost))
+    }
+
+    /// One JSON object, in one line.
+    #[must_use]
+    pub fn json(&self) -> String {
+        json!({
+            "pods": self.pods,
+            "heard": self.heard,
+            "changes": self.changes,
+            "seen": self.tally.seen,
+            "judged": self.tally.judged,
+            "wrong": self.tally.wrong,
+            "lost": self.lost,
+            "seed": self.seed,
+            "seconds": self.took.as_secs(),
+        })
+        .to_string()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for lines in self.tally.time_lines(&self.world) {
+            writeln!(formatter, "{lines}\n")?;
+        }
+        if self.tally.kinds.len() > TOLD {
+            writeln!(formatter, "and {} more such\n", self.tally.kinds.len() - TOLD)?;
+        }
+        let mut reasons: BTreeMap<Why, (usize, u64)> = BTreeMap::new();
+        for ((_, why, _), kind) in &self.tally.kinds {
+            let sum = reasons.entry(*why).or_default();
+            *sum = (sum.0 + 1, sum.1 + kind.count);
+        }
+        for (why, (pods, packets)) in reasons {
+            writeln!(formatter, "{packets:>10} packets of {pods} pods {why}")?;
+        }
+        for (count, what) in [
+            (self.pods as u64, "pods created"),
+            (self.heard as u64, "pods heard"),
+            (self.changes as u64, "changes"),
+            (self.tally.seen, "packets seen"),
+            (self.tally.judged, "packets judged"),
+            (self.tally.wrong, "packets wrong"),
+            (self.lost, "packets lost by the capture"),
+        ] {
+            writeln!(formatter, "{count:>10} {what}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! Is what was sent in place? The nodes' plans tell what the operator made of it, their status what the kernels hold.
+
+use std::collections::BTreeMap;
+
+use egressnat_crds::{EgressPlan, plan::PlanPolicy};
+
+use super::{
+    model::{Policy, applies},
+    place::{EGRESS, OUTSIDE},
+    timeline::Time,
+    world::{Pod, World},
+};
+use crate::site::NODES;
+
+/// A wait for what was sent before a moment.
+#[derive(Debug)]
+pub struct Wait {
+    sent: Time,
+    /// By node: the first generation of the plan that says all.
+    said: BTreeMap<usize, i64>,
+}
+
+impl Wait {
+    /// For all that was sent until now.
+    #[must_use]
+    pub fn new(sent: Time) -> Self {
+        Self {
+            sent,
+            said: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at the plans; returns what is missing still.
+    pub fn missing(&mut self, world: &World, plans: &[EgressPlan]) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (node, spec) in NODES.iter().enumerate() {
+            let Some(plan) = plans
+                .iter()
+                .find(|plan| plan.metadata.name.as_deref() == Some(spec.name))
+            else {
+                missing.push(format!("{} has no plan", spec.name));
+                continue;
+            };
+            let generation = plan.metadata.generation.unwrap_or_default();
+            let holds = plan.status.as_ref().and_then(|status| status.observed_generation);
+            let said = match self.said.get(&node) {
+                Some(said) => *said,
+                None => match contradictions(world, plan, node, self.sent) {
+                    none if none.is_empty() => *self.said.entry(node).or_insert(generation),
+                    some => {
+                        missing.extend(some);
+                        continue;
+                    }
+                },
+            };
+            if holds.is_none_or(|holds| holds < said) {
+                missing.push(format!(
+                    "the kernel of {} holds generation {holds:?}, not {said}",
+                    spec.name
+                ));
+            }
+        }
+        missing
+    }
+}
+
+/// Where a plan says something else than the history.
+fn contradictions(world: &World, plan: &EgressPlan, node: usize, sent: Time) -> Vec<String> {
+    let policies: BTreeMap<&str, &Policy> = world.current_policies().collect();
+    let pods = world
+        .pods
+        .values()
+        .filter(|pod| pod.node == node && pod.removed.is_none());
+    let of_pods = pods.filter_map(|pod| of_pod(world, plan, pod, sent));
+    let of_policies = plan
+        .spec
+        .policies
+        .iter()
+        .filter_map(|own| of_policy(world, own, *policies.get(own.name.as_str())?, node));
+    of_pods.chain(of_policies).collect()
+}
+
+/// A pod that came after what is waited for, and is not known yet, will be known with it.
+fn of_pod(world: &World, plan: &EgressPlan, pod: &Pod, sent: Time) -> Option<String> {
+    let planned = plan.spec.pods.iter().find(|planned| planned.uid == pod.uid);
+    if planned.is_none() && (pod.created >= sent || pod.deleted.is_some()) {
+        return None;
+    }
+    let profile = planned.and_then(|pod| {
+        plan.spec
+            .profiles
+            .iter()
+            .find(|profile| profile.id == pod.profile)
+    });
+    for (place, hosts) in OUTSIDE.iter().enumerate() {
+        let expected = applies(
+            world.current_policies().map(|(_, policy)| policy),
+            world.labels(pod),
+            place,
+        );
+        let expected = world
+            .current_policies()
+            .find(|(_, policy)| Some(*policy) == expected)
+            .map(|(name, _)| name);
+        for host in hosts {
+            let destinations = profile.iter().flat_map(|profile| &profile.destinations);
+            let id = destinations
+                .filter(|destination| destination.range.contains(*host))
+                .map(|destination| destination.policy)
+                .next();
+            let name = plan.spec.policies.iter().find(|policy| Some(policy.id) == id);
+            let name = name.map(|policy| policy.name.as_str());
+            if name != expected {
+                return Some(format!(
+                    "{} to {host} is planned by {name:?}, not by {expected:?}",
+                    pod.name
+                ));
+            }
+        }
+    }
+    None
+}
+
+fn of_policy(world: &World, own: &PlanPolicy, policy: &Policy, node: usize) -> Option<String> {
+    let holder = world.holders[policy.egress];
+    let gateway = (!policy.by_label || world.gateways[holder]).then_some(holder);
+    if let Some(source) = &own.source
+        && source.gateway.as_deref() != gateway.map(|gateway| NODES[gateway].name)
+    {
+        return Some(format!(
+            "{} sends {} to {:?}, not to {gateway:?}",
+            NODES[node].name, own.name, source.gateway
+        ));
+    }
+    let addresses = own.gateway.as_ref().map(|role| &role.addresses);
+    if gateway == Some(node) && addresses.is_some_and(|addresses| **addresses != EGRESS[policy.egress]) {
+        return Some(format!("{} gives {} {addresses:?}", NODES[node].name, own.name));
+    }
+    None
+}
