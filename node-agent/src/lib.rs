@@ -8,6 +8,8 @@
 pub mod agent;
 #[cfg(feature = "kernel")]
 pub mod cli;
+#[cfg(feature = "cni")]
+pub mod cni;
 pub mod compile;
 pub mod diff;
 #[cfg(feature = "kernel")]
