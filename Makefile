@@ -141,6 +141,8 @@ ci: test ## Exactly what CI runs
 images: setup lab-program ## The project's images, as OCI archives in target/images
 	@echo "building the release programs"
 	cargo build --release -p egressnat-operator -p egressnat-agent
+	cargo build --release -p egressnat-agent --no-default-features --features cni --bin egressnat-cni --target $(static)
+	install -D -t target/plugin target/$(static)/release/egressnat-cni
 	$(lab) images build
 
 .PHONY: plugin

@@ -79,6 +79,9 @@ pub struct EgressPlanSpec {
     /// The default local egress of pods that no policy captures. Absent: that is left to the CNI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<Masquerade>,
+    /// What the node needs to let pods start only when it knows them. Absent: they start at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
 }
 
 /// Another node, to or from which this node tunnels.
@@ -141,6 +144,22 @@ pub struct GatewayRole {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub source_ports: Option<PortRange>,
+}
+
+/// Which of this node's pods a policy selects is said by the plan's pods; this says of which it is known that none
+/// does. Of any other pod it is not known yet: its namespace or its labels may be news that is still on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Gate {
+    /// The namespaces that any policy may select pods of, in the whole cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// The pods of this node in those namespaces that no policy selects, by uid.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unselected: Vec<String>,
+    /// The namespaces of this node's other pods: no policy selects pods of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub free: Vec<String>,
 }
 
 /// The masquerade of what no policy captures: packets of these sources to destinations elsewhere leave with
@@ -217,7 +236,8 @@ pub struct EgressPlanStatus {
     /// The generation of the spec that the kernel holds, read back and compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the datapath is what the spec says. Otherwise the reason is the category of what is wrong.
+    /// `Ready`: the datapath is what the spec says. Otherwise the reason is the category of what is wrong. `Gate`, where
+    /// the spec asks for it: pods start only when this node knows them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -236,6 +256,11 @@ pub struct EgressPlanStatus {
     /// The interfaces, other than the default route's, by which egress addresses of the spec leave.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exits: Vec<NodeExit>,
+    /// Selected pods of this node that started without passing the start gate, as `namespace/name`: their first packets
+    /// may have had the node's address. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub ungated: Vec<String>,
 }
 
 /// An interface by which packets leave because their egress address is there.

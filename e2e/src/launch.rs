@@ -26,6 +26,9 @@ use crate::{
     netns::Netns,
 };
 
+/// Where Debian's CNI plugins are; every node may add its own.
+const CNI_PROGRAMS: &str = "usr/lib/cni";
+
 /// The mount namespace that a service lives in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Mounts {
@@ -118,7 +121,7 @@ pub fn join_mounts(pid: i32) -> Result<()> {
     setns(file, CloneFlags::CLONE_NEWNS).context(|| format!("enter {path}"))
 }
 
-/// A mount namespace in which `/etc` and `/var` are overlays whose changes land in `folder`, `/run` is
+/// A mount namespace in which `/etc`, `/var` and the CNI's programs are overlays whose changes land in `folder`, `/run` is
 /// empty and in memory, and containerd's images live in `folder` directly (an overlay cannot hold the
 /// overlays of its containers). Whatever a node, a CNI plugin or a host-path volume writes there never
 /// reaches the machine, and the mounts end with the node's last process.
@@ -126,7 +129,7 @@ fn enter_node_mounts(folder: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context(|| "make a mount namespace".into())?;
     remount("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     forget_namespace_mounts()?;
-    for top in ["etc", "var"] {
+    for top in ["etc", "var", CNI_PROGRAMS] {
         overlay(folder, top)?;
     }
     mount(

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
+use crate::cni::spec::OnTimeout;
 use crate::owned::Numbers;
 
 /// Renders this node's EgressPlan into the kernel.
@@ -41,6 +42,75 @@ pub struct Cli {
     /// Where the host's /proc/sys/net can be written: a container sees its own read-only.
     #[arg(long, env = "PROC_SYS_NET", default_value = "/proc/sys/net")]
     pub proc_sys_net: PathBuf,
+    /// The start gate.
+    #[command(flatten)]
+    pub gate: GateFlags,
+}
+
+/// The start gate. The folders are those of the node, and must be seen by the same names.
+#[derive(Clone, Debug, Args)]
+pub struct GateFlags {
+    /// Manage the chained CNI plugin: put it into the node's network configuration while the plan asks for it, and
+    /// take it out otherwise.
+    #[arg(long = "gate", env = "GATE")]
+    pub enabled: bool,
+    /// Folder of the gate's socket, which a boot empties.
+    #[arg(
+        long = "gate-run-folder",
+        env = "GATE_RUN_FOLDER",
+        default_value = "/run/egressnat"
+    )]
+    pub run: PathBuf,
+    /// Folder of what plugins read while no agent runs.
+    #[arg(
+        long = "gate-state-folder",
+        env = "GATE_STATE_FOLDER",
+        default_value = "/var/lib/egressnat"
+    )]
+    pub state: PathBuf,
+    /// Folder of the node's CNI plugins.
+    #[arg(
+        long = "gate-cni-programs",
+        env = "GATE_CNI_PROGRAMS",
+        default_value = "/opt/cni/bin"
+    )]
+    pub programs: PathBuf,
+    /// Folder of the node's network configurations.
+    #[arg(
+        long = "gate-cni-configurations",
+        env = "GATE_CNI_CONFIGURATIONS",
+        default_value = "/etc/cni/net.d"
+    )]
+    pub configurations: PathBuf,
+    /// The plugin's program, from where it is copied.
+    #[arg(long = "gate-plugin", env = "GATE_PLUGIN", default_value = "/egressnat-cni")]
+    pub plugin: PathBuf,
+    /// The kubelet's folder of pods, on the node.
+    #[arg(
+        long = "gate-kubelet-pods",
+        env = "GATE_KUBELET_PODS",
+        default_value = "/var/lib/kubelet/pods"
+    )]
+    pub kubelet_pods: PathBuf,
+    /// How long a pod's start waits for its verdict, in seconds.
+    #[arg(
+        long = "gate-timeout-seconds",
+        env = "GATE_TIMEOUT_SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u16).range(1..=60)
+    )]
+    pub timeout_seconds: u16,
+    /// What happens to a pod for which none comes in time.
+    #[arg(long = "gate-on-timeout", env = "GATE_ON_TIMEOUT", default_value = "Retry")]
+    pub on_timeout: OnTimeout,
+    /// Namespaces whose pods start in any case; can be repeated, or a list with commas.
+    #[arg(
+        long = "gate-exempt-namespace",
+        env = "GATE_EXEMPT_NAMESPACES",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
+    pub exempt_namespaces: Vec<String>,
 }
 
 /// How log lines are written.

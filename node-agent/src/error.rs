@@ -29,6 +29,9 @@ pub enum AgentError {
         /// Why.
         source: std::io::Error,
     },
+    /// The start gate's folders or socket.
+    #[error("failed to open the start gate: {0}")]
+    Gate(#[source] std::io::Error),
     /// Signals cannot be handled.
     #[error("failed to handle signals: {0}")]
     Signal(#[source] std::io::Error),
@@ -66,7 +69,7 @@ impl AgentError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client(_) | Self::Status(_) | Self::WatchEnded => "ApiServer",
-            Self::Listen { .. } | Self::Signal(_) => "Process",
+            Self::Listen { .. } | Self::Gate(_) | Self::Signal(_) => "Process",
             Self::Compile(error) => error.category(),
             Self::Clash(clashes) => clashes.first().map_or("Clash", Clash::category),
             Self::Nft(error) => error.category(),

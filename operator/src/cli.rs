@@ -46,6 +46,9 @@ pub struct Cli {
     /// Masquerade packets to link-local destinations, too
     #[arg(long, env = "EGRESSNAT_MASQUERADE_LINK_LOCAL")]
     pub masquerade_link_local: bool,
+    /// Tell every node what its start gate needs
+    #[arg(long, env = "EGRESSNAT_START_GATE")]
+    pub start_gate: bool,
     /// How long the Lease lives unrenewed, in seconds
     #[arg(long, env = "EGRESSNAT_LEASE_DURATION", default_value = "15", value_parser = seconds)]
     pub lease_duration: Duration,
@@ -78,6 +81,7 @@ impl Cli {
                     except: self.non_masquerade_cidr,
                     link_local: self.masquerade_link_local,
                 }),
+                start_gate: self.start_gate,
             },
             lease: LeaseConfig {
                 namespace: self.namespace.unwrap_or_else(|| namespace.to_owned()),

@@ -45,6 +45,8 @@ pub struct ClusterConfig {
     pub service_cidrs: Vec<IpNet>,
     /// The default local egress, where the installation asks for it.
     pub masquerade: Option<MasqueradeConfig>,
+    /// Pods start only when their node knows whether a policy selects them.
+    pub start_gate: bool,
 }
 
 /// What is asked of the masquerade of packets that no policy captures.

@@ -62,7 +62,8 @@ pub fn build_sender(program: &Path, folder: &Path) -> Result<PathBuf> {
 pub fn build_project() -> Result<Vec<PathBuf>> {
     let mut operator = program_image("egressnat-operator")?;
     operator.user = OPERATOR_USER.into();
-    let agent = program_image("egressnat-agent")?;
+    let mut agent = program_image("egressnat-agent")?;
+    agent.add_program(&Site::target().join("plugin/egressnat-cni"), "/egressnat-cni")?;
     let archives = [&operator, &agent].map(|image| project_archive(&image.reference));
     let built = |digest| json!({"podAnnotations": {"egressnat.io/image-digest": digest}});
     let values = json!({

@@ -82,6 +82,12 @@ fn numbers_and_ranges_become_flags() {
         "masquerade.enabled=true",
         "masquerade.nonMasqueradeCIDRs={192.0.2.0/24,fd00::/8}",
         "masquerade.linkLocal=true",
+        "startGate.timeoutSeconds=8",
+        "startGate.onTimeout=Allow",
+        "startGate.exemptNamespaces={kube-system,dns}",
+        "startGate.cniBinDir=/usr/lib/cni",
+        "startGate.cniConfDir=/etc/net.d",
+        "startGate.kubeletDir=/data/kubelet",
     ];
     let objects = render(&values).unwrap();
     let args =
@@ -98,6 +104,13 @@ fn numbers_and_ranges_become_flags() {
             "--rule-priority=800",
             "--route-table-base=8000",
             "--proc-sys-net=/host/proc/sys/net",
+            "--gate",
+            "--gate-timeout-seconds=8",
+            "--gate-on-timeout=Allow",
+            "--gate-exempt-namespace=kube-system,dns,egressnat-system",
+            "--gate-cni-programs=/usr/lib/cni",
+            "--gate-cni-configurations=/etc/net.d",
+            "--gate-kubelet-pods=/data/kubelet/pods",
         ])
     );
     assert_eq!(
@@ -109,6 +122,7 @@ fn numbers_and_ranges_become_flags() {
             "--cluster-cidr=10.244.0.0/16",
             "--cluster-cidr=fd00:10:244::/56",
             "--service-cidr=10.96.0.0/12",
+            "--start-gate",
             "--masquerade",
             "--non-masquerade-cidr=192.0.2.0/24",
             "--non-masquerade-cidr=fd00::/8",

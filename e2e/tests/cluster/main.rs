@@ -15,6 +15,7 @@ mod reuse;
 mod scene;
 mod selection;
 mod several_policies;
+mod start_gate;
 mod traces;
 mod walk_through;
 
@@ -45,6 +46,7 @@ fn tests() -> Vec<Test> {
         gateways::TESTS,
         several_policies::TESTS,
         masquerade::TESTS,
+        start_gate::TESTS,
         lifecycle::TESTS,
     ]
     .concat()

@@ -1,12 +1,14 @@
 //! The agent's shell: watches the plan and the kernel, brings the datapath in step, says so.
 
 mod datapath;
+mod gate;
 mod health;
 mod http;
 mod logging;
 mod metrics;
 mod report;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use egressnat_crds::EgressPlan;
@@ -20,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 pub use datapath::{Datapath, Report};
+use gate::{Gate, News};
 pub use health::Health;
 pub use logging::init as init_logging;
 pub use metrics::Metrics;
@@ -49,6 +52,7 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
     let plans = plans(client.clone(), &cli.node_name, metrics.clone());
     let agent = Agent {
         datapath,
+        gate: gate(&cli)?,
         reporter: Reporter::new(client, &cli.node_name),
         plan: Plan::Unknown,
         retry: None,
@@ -63,6 +67,11 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
         "started"
     );
     agent.work(plans).await
+}
+
+fn gate(cli: &Cli) -> Result<Option<Gate>, AgentError> {
+    let gate = cli.gate.enabled.then(|| Gate::open(&cli.gate));
+    gate.transpose().map_err(AgentError::Gate)
 }
 
 /// What is known of this node's plan.
@@ -92,6 +101,7 @@ fn plans(client: Client, node: &str, metrics: Metrics) -> impl Stream<Item = Opt
 
 struct Agent {
     datapath: Datapath,
+    gate: Option<Gate>,
     reporter: Reporter,
     plan: Plan,
     /// When to try again after a failure.
@@ -124,7 +134,13 @@ impl Agent {
                     changed?;
                     debug!("the kernel's links, addresses, routes or rules changed");
                 }
-                _ = recheck.tick() => self.datapath.distrust(),
+                news = heard(&mut self.gate) => if !self.take(news) {
+                    continue;
+                },
+                _ = recheck.tick() => {
+                    self.datapath.distrust();
+                    self.gate.iter_mut().for_each(Gate::alive);
+                }
                 () = until(retry) => self.datapath.distrust(),
                 _ = look.tick() => if !self.look_at_ports().await {
                     continue;
@@ -156,6 +172,15 @@ impl Agent {
         })
     }
 
+    /// Takes in what the gate has heard. Whether the datapath has to be brought in step.
+    fn take(&mut self, news: News) -> bool {
+        let plan = match &self.plan {
+            Plan::Present(plan) => Some(&plan.spec),
+            Plan::Absent | Plan::Unknown => None,
+        };
+        self.gate.as_mut().is_some_and(|gate| gate.take(news, plan))
+    }
+
     /// Brings the kernel in step with what is known of the plan, and reports.
     async fn sync(&mut self) {
         let plan = match &self.plan {
@@ -164,7 +189,17 @@ impl Agent {
             Plan::Present(plan) => Some(&**plan),
         };
         let began = std::time::Instant::now();
-        let result = self.datapath.sync(plan.map(|p| &p.spec)).await;
+        let complete = plan.map(|plan| match &self.gate {
+            Some(gate) => gate.complete(&plan.spec),
+            None => Cow::Borrowed(&plan.spec),
+        });
+        let result = self.datapath.sync(complete.as_deref()).await;
+        let failure = result.as_ref().err().map(ToString::to_string);
+        match (&mut self.gate, plan) {
+            (Some(gate), Some(plan)) => gate.settle(&plan.spec, failure.as_deref()),
+            (Some(gate), None) => gate.retire(),
+            (None, _) => {}
+        }
         let generation = plan.and_then(|p| p.metadata.generation);
         match &result {
             Ok(report) => log_report(generation, report),
@@ -177,8 +212,9 @@ impl Agent {
         self.health.synced(&result);
         let reported = match plan {
             Some(plan) => {
+                let gate = self.gate.as_ref().map(|gate| gate.report(&plan.spec));
                 self.reporter
-                    .report(plan, self.datapath.interfaces().to_vec(), &result)
+                    .report(plan, self.datapath.interfaces().to_vec(), gate, &result)
                     .await
             }
             None => Ok(()),
@@ -220,6 +256,14 @@ fn log_report(generation: Option<i64>, report: &Report) {
         );
     } else {
         debug!(generation, "nothing to do");
+    }
+}
+
+/// What the gate hears next; nothing without a gate.
+async fn heard(gate: &mut Option<Gate>) -> News {
+    match gate {
+        Some(gate) => gate.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,6 +9,7 @@ use kube::{Client, Resource};
 use serde_json::json;
 
 use super::Report;
+use super::gate::{GateReport, State};
 use crate::error::AgentError;
 
 /// Writes the status of this node's plan, where it says something new.
@@ -33,6 +34,7 @@ impl Reporter {
         &mut self,
         plan: &EgressPlan,
         interfaces: Vec<NodeInterface>,
+        gate: Option<GateReport>,
         result: &Result<Report, AgentError>,
     ) -> Result<(), AgentError> {
         let uid = plan.metadata.uid.clone().unwrap_or_default();
@@ -40,7 +42,7 @@ impl Reporter {
             Some((of, status)) if *of == uid => status.clone(),
             _ => plan.status.clone().unwrap_or_default(),
         };
-        let status = next_status(&before, plan, interfaces, result, Timestamp::now());
+        let status = next_status(&before, plan, interfaces, gate, result, Timestamp::now());
         if status == before && self.written.is_some() {
             return Ok(());
         }
@@ -65,6 +67,7 @@ fn next_status(
     before: &EgressPlanStatus,
     plan: &EgressPlan,
     interfaces: Vec<NodeInterface>,
+    gate: Option<GateReport>,
     result: &Result<Report, AgentError>,
     now: Timestamp,
 ) -> EgressPlanStatus {
@@ -87,6 +90,9 @@ fn next_status(
             last_transition_time: since,
         }
     };
+    let gated = gate
+        .as_ref()
+        .and_then(|gate| Some(condition("Gate", of_gate(&gate.state)?)));
     let ready = condition("Ready", (status, reason, message));
     let masquerade = match result {
         Ok(report) => masqueraded(plan, report).map(|verdict| condition("Masquerade", verdict)),
@@ -102,7 +108,7 @@ fn next_status(
         } else {
             before.observed_generation
         },
-        conditions: masquerade.into_iter().chain([ready]).collect(),
+        conditions: gated.into_iter().chain(masquerade).chain([ready]).collect(),
         interfaces,
         missing_addresses: match result {
             Ok(report) => report.missing.iter().copied().collect(),
@@ -116,7 +122,26 @@ fn next_status(
             Ok(report) => report.exits.clone(),
             Err(_) => before.exits.clone(),
         },
+        ungated: gate.map(|gate| gate.ungated).unwrap_or_default(),
     }
+}
+
+/// Whether pods wait for their verdict; nothing where the plan does not ask for it.
+fn of_gate(state: &State) -> Option<(&'static str, &'static str, String)> {
+    let (status, reason, message) = match state {
+        State::Off => return None,
+        State::Armed => (
+            "True",
+            "Armed",
+            "pods start only when this node knows them".into(),
+        ),
+        State::NoConfiguration => {
+            let message = "the network plugin has no configuration on this node yet".to_owned();
+            ("False", "NoNetworkConfiguration", message)
+        }
+        State::Failed(why) => ("False", "GateFailed", why.clone()),
+    };
+    Some((status, reason, message))
 }
 
 /// The kernel holds the plan: status, reason and message of the condition.
@@ -177,7 +202,7 @@ mod tests {
         result: &Result<Report, AgentError>,
         seconds: i64,
     ) -> EgressPlanStatus {
-        next_status(before, &plan(generation, None), vec![], result, at(seconds))
+        next_status(before, &plan(generation, None), vec![], None, result, at(seconds))
     }
 
     fn plan(generation: i64, masquerade: Option<Masquerade>) -> EgressPlan {
@@ -198,7 +223,7 @@ mod tests {
                 left_to: left_to.to_vec(),
                 ..Report::default()
             };
-            next_status(before, &plan, vec![], &Ok(report), at(seconds))
+            next_status(before, &plan, vec![], None, &Ok(report), at(seconds))
         };
         let by = Masquerader {
             family: Family::IPv4,

@@ -39,6 +39,8 @@ fn rest(plan: &EgressPlanSpec) -> Rest<'_> {
         profiles,
         pods: _,
         masquerade,
+        // Nothing of it is in the kernel.
+        gate: _,
     } = plan;
     (underlay, cluster, peers, policies, profiles, masquerade)
 }
@@ -59,6 +61,7 @@ pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
         profiles: profiles.to_vec(),
         pods: Vec::new(),
         masquerade: masquerade.clone(),
+        gate: None,
     }
 }
 

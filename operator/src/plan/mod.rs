@@ -13,6 +13,7 @@
 pub mod choose;
 pub mod cluster;
 pub mod faults;
+mod gate;
 pub mod gateway;
 pub mod gateways;
 #[cfg(test)]

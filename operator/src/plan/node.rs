@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egressnat_crds::EgressPlanSpec;
-use egressnat_crds::plan::{GatewayRole, Masquerade, Peer, PlanPod, PlanPolicy, Profile, SourceRole};
+use egressnat_crds::plan::{Gate, GatewayRole, Masquerade, Peer, PlanPod, PlanPolicy, Profile, SourceRole};
 
 use super::profiles::{self, Flat};
 use super::share::Share;
@@ -18,6 +18,7 @@ pub fn plan(
     share: &Share,
     peers: Vec<Peer>,
     masquerade: Option<Masquerade>,
+    gate: Option<Gate>,
     shared: &Shared,
 ) -> EgressPlanSpec {
     let flats = || share.captured().map(|pod| &*pod.flat);
@@ -42,6 +43,7 @@ pub fn plan(
             })
             .collect(),
         masquerade,
+        gate,
     }
 }
 

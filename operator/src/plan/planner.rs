@@ -19,7 +19,7 @@ use super::share::Share;
 use super::shared::Shared;
 use super::stale::Stale;
 use super::totals::Totals;
-use super::{Outcome, masquerade, node};
+use super::{Outcome, gate, masquerade, node};
 use crate::difference::Difference;
 use crate::world::{Node, World};
 
@@ -30,6 +30,8 @@ pub struct Planner {
     mentions: Mentions,
     shared: Shared,
     candidates: Candidates,
+    /// With a start gate: of each namespace that is known, whether any policy may select pods of it.
+    gated: Option<BTreeMap<String, bool>>,
     shares: BTreeMap<Arc<str>, Share>,
     totals: Totals,
     stale: Stale,
@@ -53,6 +55,7 @@ impl Planner {
             shared: Shared::of(world, &mentions),
             mentions,
             candidates: Candidates::default(),
+            gated: None,
             shares: BTreeMap::new(),
             totals: Totals::default(),
             stale: Stale::default(),
@@ -98,6 +101,9 @@ impl Planner {
             touched.add_all_of(world);
             return touched;
         }
+        if self.gate(&stale.namespaces, world) {
+            touched.plans.extend(self.shares.keys().map(ToString::to_string));
+        }
         for name in &stale.nodes {
             if let Some(node) = world.nodes.get(name) {
                 self.share_anew(name, node, world, &mut touched);
@@ -113,7 +119,9 @@ impl Planner {
         let except = self.shared.unmasqueraded.as_ref();
         let masquerade =
             except.and_then(|except| masquerade::of_node(&share.ranges, self.pods.of_node(name), except));
-        Some(node::plan(name, share, peers, masquerade, &self.shared))
+        let gated = self.gated.as_ref();
+        let gate = gated.map(|gated| gate::of_node(gated, share, self.pods.of_node(name)));
+        Some(node::plan(name, share, peers, masquerade, gate, &self.shared))
     }
 
     /// What became of those of the policies `names` that are there, by name.
@@ -158,11 +166,31 @@ impl Planner {
     fn share_out(&mut self, world: &World) {
         self.candidates = Candidates::default();
         self.totals = Totals::new(&self.shared.in_force);
+        self.gated = world.config.start_gate.then(BTreeMap::new);
+        self.gate(world.namespaces.keys(), world);
         self.shares.clear();
         for (name, node) in &world.nodes {
             let after = self.share_of(name, node, world);
             self.put(Arc::from(name.as_str()), &Share::default(), after);
         }
+    }
+
+    /// Looks at namespaces again: whether what is known of any is another now.
+    fn gate<'a>(&mut self, namespaces: impl IntoIterator<Item = &'a String>, world: &World) -> bool {
+        let Some(gated) = &mut self.gated else {
+            return false;
+        };
+        let mut others = false;
+        for name in namespaces {
+            let is_there = world.namespaces.contains_key(name);
+            let now = is_there.then(|| self.candidates.any(name, &self.shared.in_force, world));
+            let before = match now {
+                Some(now) => gated.insert(name.clone(), now),
+                None => gated.remove(name),
+            };
+            others |= before != now;
+        }
+        others
     }
 
     /// Makes a node's share anew, and adds what may be another than before to `touched`.

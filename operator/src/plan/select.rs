@@ -44,6 +44,11 @@ impl Candidates {
         known.is_some_and(|entries| *entries != entries_of(namespace, policies, world))
     }
 
+    /// Whether any policy may select pods of the namespace.
+    pub fn any(&mut self, namespace: &str, policies: &Policies, world: &World) -> bool {
+        !self.entries(namespace, policies, world).is_empty()
+    }
+
     fn entries(&mut self, namespace: &str, policies: &Policies, world: &World) -> &Entries {
         if !self.of_namespace.contains_key(namespace) {
             let entries = entries_of(namespace, policies, world);

@@ -149,9 +149,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
-    fn to_keep_up_is_to_begin_anew((first, history) in histories(), masquerades in any::<bool>()) {
+    fn to_keep_up_is_to_begin_anew(
+        (first, history) in histories(),
+        masquerades in any::<bool>(),
+        start_gate in any::<bool>(),
+    ) {
         let mut store = Store::new(ClusterConfig {
             masquerade: masquerades.then(MasqueradeConfig::default),
+            start_gate,
             ..ClusterConfig::default()
         });
         for change in first.changes() {

@@ -385,10 +385,11 @@ pub fn namespace_changes() -> impl Iterator<Item = Change> {
         json!({"name": namespace(1)}),
     ];
     let pairs = (0..2).flat_map(move |n| labels.clone().map(|labels| (n, labels)));
-    pairs.map(|(n, labels)| {
+    let labelled = pairs.map(|(n, labels)| {
         let object = json!({"metadata": {"name": namespace(n), "labels": labels}});
         Change::Namespaces(Delta::Set(namespace(n), convert::namespace(read(object))))
-    })
+    });
+    labelled.chain((0..2).map(|n| Change::Namespaces(Delta::Gone(namespace(n)))))
 }
 
 /// What of a status is read again: ids and gateways.

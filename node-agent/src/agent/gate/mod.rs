@@ -1,0 +1,408 @@
+//! The agent's side of the start gate: hears of pods from the plugin before the plan does, and answers when the
+//! kernel knows them.
+//!
+//! What the gate knows is kept on the node: the interfaces that are up in the folder of the socket, which a boot
+//! empties as it ends them; what plugins need while no agent runs in a folder that stays.
+
+mod install;
+mod ledger;
+mod server;
+mod watched;
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use egressnat_crds::EgressPlanSpec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use self::install::{Installed, Installer};
+use self::ledger::{Ledger, Verdict, may_be_selected, verdict};
+pub use self::server::Asked;
+use self::watched::Watched;
+use crate::cli::GateFlags;
+use crate::cni::PLUGIN;
+use crate::cni::gate::{Answer, Request};
+use crate::cni::spec::{PodName, ValidAttachment};
+use crate::cni::standing::Standing;
+
+/// The socket, below the folder that a boot empties.
+const SOCKET: &str = "gate.sock";
+/// The file that plugins read while no agent answers, below the folder that stays.
+const STANDING: &str = "standing.json";
+/// Names of ungated pods in the plan's status.
+const SHOWN: usize = 16;
+const ATTACHMENTS: &str = "attachments.json";
+
+/// How long a pod's addresses keep their verdict after DEL: the kernel takes its interface away only then, and until
+/// then sends for connections that its processes have left.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The gate.
+pub struct Gate {
+    asked: mpsc::Receiver<Asked>,
+    installer: Installer,
+    /// The folder of network configurations: what the CNI does there is noticed at once.
+    configurations: Watched,
+    state: State,
+    ledger: Ledger,
+    waiting: Vec<Waiting>,
+    /// Interfaces whose end has been told, and when they are forgotten, in order.
+    ending: VecDeque<(Instant, ValidAttachment)>,
+    attachments: PathBuf,
+    standing: PathBuf,
+    /// What the file says, as far as we know.
+    stood: Option<Standing>,
+}
+
+/// A pod that may not start yet.
+struct Waiting {
+    pod: PodName,
+    until: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Whether pods wait for their verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// They do not: the plan does not ask for it.
+    Off,
+    /// They do.
+    Armed,
+    /// They do not: the CNI has no configuration on this node yet.
+    NoConfiguration,
+    /// They do not, for this reason.
+    Failed(String),
+}
+
+/// What the plan's status says of the gate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateReport {
+    /// Whether pods wait for their verdict.
+    pub state: State,
+    /// The first few selected pods that started before the gate was there, by name.
+    pub ungated: Vec<String>,
+}
+
+/// What the gate has heard.
+pub enum News {
+    /// A request.
+    Asked(Asked),
+    /// The node's network configurations are not what they were.
+    Configurations,
+    /// Somebody has waited long enough, or an interface is to be forgotten.
+    Due,
+}
+
+impl Gate {
+    /// Listens, and takes in what a former process has left.
+    pub fn open(flags: &GateFlags) -> io::Result<Self> {
+        std::fs::create_dir_all(&flags.state)?;
+        let asked = server::listen(&flags.run.join(SOCKET))?;
+        let attachments = flags.run.join(ATTACHMENTS);
+        let standing = flags.state.join(STANDING);
+        Ok(Self {
+            asked,
+            configurations: Watched::folder(&flags.configurations)?,
+            installer: installer(flags),
+            state: State::Off,
+            ledger: read(&attachments),
+            waiting: Vec::new(),
+            ending: VecDeque::new(),
+            attachments,
+            stood: read(&standing),
+            standing,
+        })
+    }
+
+    /// What the plan's status says of the gate.
+    pub fn report(&self, plan: &EgressPlanSpec) -> GateReport {
+        GateReport {
+            state: self.state.clone(),
+            ungated: self.ungated(plan).take(SHOWN).map(str::to_owned).collect(),
+        }
+    }
+
+    /// Waits for the next. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> News {
+        let due = self.waiting.iter().map(|w| w.until).min();
+        let due = due
+            .into_iter()
+            .chain(self.ending.front().map(|(at, _)| *at))
+            .min();
+        let passes = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(asked) = self.asked.recv() => News::Asked(asked),
+            () = self.configurations.changed() => News::Configurations,
+            () = passes => News::Due,
+        }
+    }
+
+    /// Takes the news in. Whether the datapath has to be brought in step.
+    pub fn take(&mut self, news: News, plan: Option<&EgressPlanSpec>) -> bool {
+        match news {
+            News::Due => self.expire(plan),
+            News::Configurations => {
+                if let Some(plan) = plan {
+                    self.install(plan);
+                }
+                false
+            }
+            News::Asked(Asked { request, answer }) => self.serve(request, answer, plan),
+        }
+    }
+
+    /// The plan with what the gate knows besides.
+    pub fn complete<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
+        self.ledger.complete(plan)
+    }
+
+    /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told.
+    pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>) {
+        if self.ledger.observe(plan) {
+            self.save();
+        }
+        self.stand(plan);
+        self.install(plan);
+        for waiting in std::mem::take(&mut self.waiting) {
+            match (verdict(plan, &waiting.pod), failure) {
+                (Verdict::Selected, None) => waiting.say(Answer::Programmed),
+                (Verdict::NotSelected, _) => waiting.say(Answer::NotSelected),
+                (Verdict::Selected, Some(why)) => waiting.say(Answer::NotYet { why: why.to_owned() }),
+                (Verdict::Unknown, _) => self.waiting.push(waiting),
+            }
+        }
+    }
+
+    /// The node has no plan any more, and the gate no say.
+    pub fn retire(&mut self) {
+        self.install(&EgressPlanSpec::default());
+        self.ledger = Ledger::default();
+        for file in [&self.attachments, &self.standing] {
+            // What cannot be removed disarms the plugin when it is old.
+            let _ = std::fs::remove_file(file);
+        }
+        self.stood = None;
+        for waiting in self.waiting.drain(..) {
+            waiting.say(Answer::NotYet {
+                why: "this node has no plan; is the operator running?".into(),
+            });
+        }
+    }
+
+    fn serve(
+        &mut self,
+        request: Request,
+        answer: oneshot::Sender<Answer>,
+        plan: Option<&EgressPlanSpec>,
+    ) -> bool {
+        match request {
+            Request::Add {
+                pod,
+                attachment,
+                addresses,
+                patience,
+            } => {
+                self.ending.retain(|(_, ended)| *ended != attachment);
+                self.ledger.add(attachment, pod.clone(), addresses);
+                self.save();
+                let until = Instant::now() + Duration::from_millis(patience.min(60_000));
+                self.waiting.push(Waiting { pod, until, answer });
+                // An address may have been another pod's, which is still in the kernel.
+                plan.is_some()
+            }
+            Request::Check { pod, addresses } => {
+                let said = check(plan, &pod, &addresses, &self.ledger);
+                let _ = answer.send(said);
+                false
+            }
+            Request::Del { attachment } => {
+                self.end(|held| *held == attachment);
+                let _ = answer.send(Answer::Done);
+                false
+            }
+            Request::Gc { valid } => {
+                self.end(|held| !valid.contains(held));
+                let _ = answer.send(Answer::Done);
+                false
+            }
+        }
+    }
+
+    /// Selected pods that never passed the gate, by name: they started before it was there.
+    fn ungated<'a>(&self, plan: &'a EgressPlanSpec) -> impl Iterator<Item = &'a str> {
+        let armed = plan.gate.is_some();
+        let gated: BTreeSet<String> = self.ledger.pods().map(|pod| pod.uid.clone()).collect();
+        let pods = plan.pods.iter().filter(move |pod| armed && !pod.ips.is_empty());
+        pods.filter(move |pod| !gated.contains(&pod.uid))
+            .map(|pod| pod.name.as_str())
+    }
+
+    fn end(&mut self, gone: impl Fn(&ValidAttachment) -> bool) {
+        let at = Instant::now() + LINGER;
+        let ended = self.ledger.attachments().filter(|held| gone(held)).cloned();
+        let ended: Vec<_> = ended.map(|attachment| (at, attachment)).collect();
+        self.ending.extend(ended);
+    }
+
+    fn expire(&mut self, plan: Option<&EgressPlanSpec>) -> bool {
+        let now = Instant::now();
+        for waiting in self.waiting.extract_if(.., |waiting| waiting.until <= now) {
+            let answer = late(plan, self.stood.as_ref(), &waiting.pod);
+            waiting.say(answer);
+        }
+        let mut released = false;
+        while self.ending.front().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, ended)) = self.ending.pop_front() {
+                released |= self.ledger.release(|held| *held == ended);
+            }
+        }
+        if released {
+            self.save();
+        }
+        released
+    }
+
+    /// Puts the plugin into the node's network configuration, or takes it out, as the plan says.
+    fn install(&mut self, plan: &EgressPlanSpec) {
+        let state = match plan.gate {
+            Some(_) => self.installer.ensure().map(|installed| match installed {
+                Installed::Armed { .. } => State::Armed,
+                Installed::Waiting => State::NoConfiguration,
+            }),
+            None => self.installer.remove().map(|_| State::Off),
+        };
+        let state = state.unwrap_or_else(|error| State::Failed(error.to_string()));
+        if state != self.state {
+            info!(?state, "the start gate");
+        }
+        self.state = state;
+    }
+
+    fn save(&self) {
+        write(&self.attachments, &self.ledger);
+    }
+
+    /// Writes what plugins need without us. Writing it is also the sign of life.
+    fn stand(&mut self, plan: &EgressPlanSpec) {
+        let Some(gate) = &plan.gate else {
+            return;
+        };
+        let standing = Standing {
+            namespaces: gate.namespaces.iter().cloned().collect(),
+        };
+        if self.stood.as_ref() != Some(&standing) {
+            write(&self.standing, &standing);
+            self.stood = Some(standing);
+        }
+    }
+
+    /// The agent lives: said to plugins once a minute.
+    pub fn alive(&mut self) {
+        if let Some(standing) = &self.stood {
+            write(&self.standing, standing);
+        }
+    }
+}
+
+fn installer(flags: &GateFlags) -> Installer {
+    let entry = json!({
+        "type": PLUGIN,
+        "socket": flags.run.join(SOCKET),
+        "standing": flags.state.join(STANDING),
+        "kubeletPods": flags.kubelet_pods,
+        "timeoutSeconds": flags.timeout_seconds,
+        "onTimeout": flags.on_timeout,
+        "exemptNamespaces": flags.exempt_namespaces,
+    });
+    Installer {
+        program: flags.plugin.clone(),
+        programs: flags.programs.clone(),
+        configurations: flags.configurations.clone(),
+        entry,
+    }
+}
+
+impl Waiting {
+    /// A plugin that has given up needs no answer.
+    fn say(self, answer: Answer) {
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// What a pod is told for which no verdict has come in time. One whose namespace no policy is known to select pods of
+/// starts: that the operator is away must not keep it.
+/// Before the plan is read, that is what the last one said.
+fn late(plan: Option<&EgressPlanSpec>, stood: Option<&Standing>, pod: &PodName) -> Answer {
+    let why = match (plan, stood) {
+        (Some(plan), _) if !may_be_selected(plan, pod) => return Answer::NotSelected,
+        (Some(_), _) => "the plan of this node does not know the pod yet",
+        (None, Some(stood)) if !stood.namespaces.contains(&pod.namespace) => return Answer::NotSelected,
+        (None, _) => "this node's agent has not read the node's plan yet",
+    };
+    Answer::NotYet {
+        why: format!("{why}; is the operator running?"),
+    }
+}
+
+fn check(
+    plan: Option<&EgressPlanSpec>,
+    pod: &PodName,
+    addresses: &BTreeSet<std::net::IpAddr>,
+    ledger: &Ledger,
+) -> Answer {
+    let Some(plan) = plan else {
+        return Answer::NotSelected;
+    };
+    if verdict(plan, pod) != Verdict::Selected {
+        return Answer::NotSelected;
+    }
+    let complete = ledger.complete(plan);
+    let known = complete.pods.iter().find(|p| p.uid == pod.uid);
+    match known.is_some_and(|known| addresses.iter().all(|ip| known.ips.contains(ip))) {
+        true => Answer::Programmed,
+        false => Answer::NotYet {
+            why: "its addresses are not programmed".into(),
+        },
+    }
+}
+
+/// What was written there, or nothing: a file that cannot be read is of no use.
+fn read<T: DeserializeOwned + Default>(file: &Path) -> T {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return T::default(),
+        Err(error) => {
+            warn!(file = %file.display(), %error, "failed to read");
+            return T::default();
+        }
+    };
+    serde_json::from_str(&text).unwrap_or_else(|error| {
+        warn!(file = %file.display(), %error, "is not what was written there");
+        T::default()
+    })
+}
+
+/// Replaces the file as a whole.
+fn write<T: Serialize>(file: &Path, value: &T) {
+    let beside = file.with_extension("new");
+    let written = serde_json::to_vec(value)
+        .map_err(io::Error::from)
+        .and_then(|text| std::fs::write(&beside, text))
+        .and_then(|()| std::fs::rename(&beside, file));
+    if let Err(error) = written {
+        warn!(file = %file.display(), %error, "failed to write");
+    }
+}
