@@ -82,6 +82,10 @@ pub struct EgressPlanSpec {
     /// What the node needs to let pods start only when it knows them. Absent: they start at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
+    /// Ids that this plan has used, and that this node's agent has not yet reported to be without, by id: they are
+    /// given to no other policy meanwhile. The operator's own note, of which the agent takes no notice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<RetiredId>,
 }
 
 /// Another node, to or from which this node tunnels.
@@ -116,6 +120,17 @@ pub struct PlanPolicy {
     /// another node is the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<GatewayRole>,
+}
+
+/// An id that may still be in use.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetiredId {
+    /// The id.
+    #[schemars(range(min = 1, max = 16383))]
+    pub id: u16,
+    /// The name of the policy that it was of.
+    pub name: String,
 }
 
 /// How the pods of this node reach a policy's gateway.

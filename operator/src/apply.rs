@@ -12,7 +12,6 @@ use tokio::time::timeout;
 
 use crate::convert;
 use crate::error::{Error, Request};
-use crate::plan::Planner;
 use crate::store::{Change, Delta};
 use crate::world::{ExistingPlan, World};
 
@@ -43,14 +42,15 @@ pub enum PlanWrite {
 /// How many waves of writes there are: see [`difference`].
 pub const WAVES: usize = 3;
 
-/// What has to be written of a node's plan, and in which wave; `None` if it is as it should be.
+/// What has to be written for a node's plan to be `spec`, and in which wave; `None` if it is. There is no plan for a
+/// node that is not there.
 ///
 /// There are three waves, each to be sent before the next: plans that make a node a policy's gateway; those that
-/// change sources; those that only take gateways away. So the way out is open at its far end first, and closed there
-/// last.
-pub fn difference(node: &str, planner: &Planner, world: &World) -> Option<(usize, PlanWrite)> {
+/// change sources; those that only take gateways away. That is for speed alone: what has to wait for an agent's word
+/// is not in `spec` yet (see [`crate::rollout`]).
+pub fn difference(node: &str, spec: Option<EgressPlanSpec>, world: &World) -> Option<(usize, PlanWrite)> {
     let existing = world.plans.get(node);
-    let (Some(known), Some(spec)) = (world.nodes.get(node), planner.plan(node)) else {
+    let (Some(known), Some(spec)) = (world.nodes.get(node), spec) else {
         let uid = existing?.uid.clone();
         let node = node.to_owned();
         return Some((WAVES - 1, PlanWrite::Delete { node, uid }));
@@ -247,10 +247,10 @@ spec: {selectors: [{podSelector: {}}], egressSourceIP: ADDRESS}
     }
 
     #[test]
-    fn a_gateway_moves_by_way_of_the_sources() {
+    fn a_gateway_that_moves_is_made_first() {
         let mut after = world("172.18.0.2");
         after.plans = written(world("172.18.0.1")).plans;
-        assert_eq!(waves(&after), [vec!["other"], vec!["source"], vec!["gateway"]]);
+        assert_eq!(waves(&after), [vec!["other"], vec![], vec![]]);
     }
 
     #[test]
@@ -264,7 +264,7 @@ spec: {selectors: [{podSelector: {}}], egressSourceIP: ADDRESS}
         let mut world = written(world("172.18.0.1"));
         world.nodes.remove("other");
         world.nodes.get_mut("source").unwrap().uid = "another".into();
-        let backlog = Backlog::new(&world);
+        let mut backlog = Backlog::new(&world);
         assert_eq!(
             backlog.waves(),
             [vec![""; 0], vec!["gateway", "source"], vec!["other"]]

@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::apply::{self, PlanWrite, WAVES};
 use crate::difference::Difference;
 use crate::plan::{Planner, Touched};
+use crate::rollout::{Rollout, Step};
 use crate::world::World;
 
 /// A planner, and what of that which follows from it is still to be written.
 #[derive(Debug)]
 pub struct Backlog {
     planner: Planner,
+    rollout: Rollout,
     /// The wave in which each node's plan is to be written. The plan itself is made when its turn comes.
     plans: BTreeMap<String, usize>,
     policies: BTreeSet<String>,
@@ -23,6 +25,7 @@ impl Backlog {
         let Touched { plans, policies } = Touched::everything(world);
         let mut backlog = Self {
             planner: Planner::new(world),
+            rollout: Rollout::new(world),
             plans: BTreeMap::new(),
             policies,
         };
@@ -34,18 +37,27 @@ impl Backlog {
 
     /// Takes note of a difference. Nothing follows from it before [`Backlog::catch_up`].
     pub fn note(&mut self, difference: Difference<'_>) {
+        if let Difference::Plan(node, before, after) = difference {
+            self.rollout.note(node, before, after);
+        }
         self.planner.note(difference);
     }
 
     /// Draws the consequences of all that was noted; `world` is as all these differences left it.
     pub fn catch_up(&mut self, world: &World) {
-        let touched = self.planner.catch_up(world);
+        let mut touched = self.planner.catch_up(world);
+        touched.plans.append(&mut self.rollout.take_due());
         self.add(touched, world);
     }
 
     /// Whether nothing was noted since.
     pub fn is_current(&self) -> bool {
         self.planner.is_current()
+    }
+
+    /// How far the plans are on their way.
+    pub fn rollout(&self) -> &Rollout {
+        &self.rollout
     }
 
     /// The planner.
@@ -72,9 +84,9 @@ impl Backlog {
         !self.plans.contains_key(node)
     }
 
-    /// What is to be written of a node's plan.
-    pub fn write(&self, node: &str, world: &World) -> Option<PlanWrite> {
-        apply::difference(node, &self.planner, world).map(|(_, write)| write)
+    /// What is to be written of a node's plan. That may be nothing any more, after what was written before it.
+    pub fn write(&mut self, node: &str, world: &World) -> Option<PlanWrite> {
+        self.compare(node.to_owned(), world)
     }
 
     /// The policies whose status may be another.
@@ -101,10 +113,21 @@ impl Backlog {
         self.policies.extend(touched.policies);
     }
 
-    fn compare(&mut self, node: String, world: &World) {
-        match apply::difference(&node, &self.planner, world) {
-            Some((wave, _)) => self.plans.insert(node, wave),
-            None => self.plans.remove(&node),
+    fn compare(&mut self, node: String, world: &World) -> Option<PlanWrite> {
+        let step = self.step(&node, world);
+        self.rollout.settle(&node, step.as_ref());
+        let Some((wave, write)) = apply::difference(&node, step.map(|step| step.spec), world) else {
+            self.plans.remove(&node);
+            return None;
         };
+        self.plans.insert(node, wave);
+        Some(write)
+    }
+
+    /// What may be written of a node's plan now; `None` of one that is not there.
+    fn step(&self, node: &str, world: &World) -> Option<Step> {
+        let target = self.planner.plan(node)?;
+        let is_given = |id| self.planner.is_given(id);
+        Some(self.rollout.step(node, target, world, is_given))
     }
 }

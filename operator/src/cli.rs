@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use crate::election::LeaseConfig;
 use crate::logging::LogFormat;
 use crate::run::Config;
-use crate::world::{ClusterConfig, MasqueradeConfig};
+use crate::world::{ClusterConfig, MasqueradeConfig, Safeguard};
 
 /// Makes one EgressPlan per node of all EgressNATPolicies.
 #[derive(Clone, Debug, Parser)]
@@ -58,6 +58,15 @@ pub struct Cli {
     /// Pause between two attempts to take or renew the Lease, in seconds
     #[arg(long, env = "EGRESSNAT_LEASE_RETRY_PERIOD", default_value = "2", value_parser = seconds)]
     pub lease_retry_period: Duration,
+    /// For tests only: leave out a safeguard, to see that its absence shows; can be repeated
+    #[arg(
+        long,
+        env = "EGRESSNAT_UNSAFE_WITHOUT",
+        value_enum,
+        value_delimiter = ',',
+        hide = true
+    )]
+    pub unsafe_without: Vec<Safeguard>,
 }
 
 impl Cli {
@@ -82,6 +91,7 @@ impl Cli {
                     link_local: self.masquerade_link_local,
                 }),
                 start_gate: self.start_gate,
+                unsafe_without: self.unsafe_without.into_iter().collect(),
             },
             lease: LeaseConfig {
                 namespace: self.namespace.unwrap_or_else(|| namespace.to_owned()),

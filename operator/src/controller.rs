@@ -188,7 +188,7 @@ impl Controller {
             for node in wave {
                 let world = self.store.world();
                 // Each plan is made when its turn comes: all of them together would take much memory.
-                let write = self.backlog.as_ref().and_then(|b| b.write(&node, world));
+                let write = self.backlog.as_mut().and_then(|b| b.write(&node, world));
                 let writer = self.writer.clone();
                 in_flight.extend(write.map(|write| async move { writer.plan(write).await }));
                 if in_flight.len() == IN_FLIGHT {

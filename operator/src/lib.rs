@@ -1,8 +1,8 @@
 //! egressnat-operator: makes one EgressPlan per node of all EgressNATPolicies.
 //!
 //! ```text
-//! watches --> store (World) --differences--> planner, backlog (pure) --> apply: plans that differ
-//!                                                                   \--> status: policy statuses that differ, Events
+//! watches --> store (World) --differences--> planner, rollout, backlog (pure) --> apply: plans that differ
+//!                                                                            \--> status: policy statuses that differ, Events
 //! ```
 //!
 //! - [`watch`] turns each kind's events into changes, by [`convert`] and [`wire`]; [`store`] keeps them as a
@@ -19,7 +19,8 @@
 //!   After a restart that one is not known any more; then the same pods are captured without a gateway, so
 //!   that their packets meet `noGateway` (by default: are dropped) instead of leaving with an address that
 //!   nobody chose. A spec that was never accepted does nothing. See [`world::PolicySpec`].
-//! - **The order of writes** is gateways, sources, gateways that are done: see [`apply::difference`].
+//! - **The order across nodes**: a node's wanted plan is written in steps, as the agents of the others report: see
+//!   [`rollout`].
 //! - **Policy ids** are read back from statuses and plans, and not given again soon: see [`plan::ids`].
 //! - **A gateway that is not Ready** stays while no Ready node can take its place: its kernel may well work.
 //! - **A node without a part in any policy** has a plan without cluster ranges, so that it is not written
@@ -67,6 +68,7 @@ pub mod metrics;
 pub mod next_hop;
 pub mod plan;
 pub mod ranges;
+pub mod rollout;
 pub mod run;
 pub mod schedule;
 pub mod status;

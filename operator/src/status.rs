@@ -50,15 +50,18 @@ pub fn due(
     due
 }
 
-/// How far a node is, by what its agent says of the plan that it should have.
-fn progress(node: &str, world: &World, backlog: &Backlog) -> Progress {
+/// How far a node is with a policy, by what its agent says of the plan that it should have. One that waits for a
+/// gateway is not yet where it should be.
+fn progress(node: &str, outcome: &PolicyOutcome, world: &World, backlog: &Backlog) -> Progress {
     let Some(existing) = world.plans.get(node).filter(|_| backlog.is_written(node)) else {
         return Progress::Pending;
     };
     let ready = existing.status.conditions.iter().find(|c| c.type_ == "Ready");
     let current = existing.status.observed_generation == Some(existing.generation);
+    let mut gateways = outcome.gateways.iter();
+    let waits = gateways.any(|gateway| backlog.rollout().waits(node, gateway.id));
     match ready {
-        Some(c) if c.status == "True" && current => Progress::Programmed,
+        Some(c) if c.status == "True" && current && !waits => Progress::Programmed,
         Some(c) if c.status == "False" => Progress::Failed(format!("{}: {}", c.reason, c.message)),
         _ => Progress::Pending,
     }
@@ -74,7 +77,9 @@ fn status(
 ) -> EgressNATPolicyStatus {
     let missing = missing_addresses(outcome, world);
     let nodes = outcome.nodes.iter().map(String::as_str);
-    let nodes: Vec<(&str, Progress)> = nodes.map(|node| (node, progress(node, world, backlog))).collect();
+    let nodes: Vec<(&str, Progress)> = nodes
+        .map(|node| (node, progress(node, outcome, world, backlog)))
+        .collect();
     let programmed = nodes.iter().filter(|(_, p)| *p == Progress::Programmed).count();
     let degraded = degraded_verdict(outcome, &missing, next_hop::message(outcome, world), exhausted);
     let verdict = |of: ConditionType| match of {

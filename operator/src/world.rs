@@ -47,6 +47,24 @@ pub struct ClusterConfig {
     pub masquerade: Option<MasqueradeConfig>,
     /// Pods start only when their node knows whether a policy selects them.
     pub start_gate: bool,
+    /// What is left undone. Empty, except where a test wants to see what goes wrong then.
+    pub unsafe_without: BTreeSet<Safeguard>,
+}
+
+/// Something without which packets may leave with a wrong address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Safeguard {
+    /// Nodes follow one another, each when the agents of the others have reported.
+    Order,
+    /// The id of a policy that is gone is given to another only when no node can use it any more.
+    Quarantine,
+}
+
+impl ClusterConfig {
+    /// Whether a safeguard is in place.
+    pub fn guards(&self, safeguard: Safeguard) -> bool {
+        !self.unsafe_without.contains(&safeguard)
+    }
 }
 
 /// What is asked of the masquerade of packets that no policy captures.

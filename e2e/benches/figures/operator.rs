@@ -8,17 +8,20 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use egressnat_crds::EgressNATPolicySpec;
+use egressnat_crds::{EgressNATPolicySpec, EgressPlanSpec};
 use egressnat_operator::{
     apply::PlanWrite,
     backlog::Backlog,
     status,
     store::{Change, Delta, Store},
     valid::ValidPolicy,
-    world::{ExistingPlan, Node, Pod, Policy, PolicySpec, World},
+    world::{Node, Pod, Policy, PolicySpec, World},
 };
 use ipnet::{IpNet, Ipv4Net};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
 
 use crate::{
     results::{Record, Target},
@@ -193,10 +196,8 @@ impl Cluster {
         self.apply(change);
         self.backlog.catch_up(self.store.world());
         let nodes = self.backlog.waves().concat();
-        let writes = nodes
-            .iter()
-            .map(|node| self.backlog.write(node, self.store.world()));
-        let writes: Vec<Option<PlanWrite>> = writes.collect();
+        let (backlog, world) = (&mut self.backlog, self.store.world());
+        let writes: Vec<Option<PlanWrite>> = nodes.iter().map(|node| backlog.write(node, world)).collect();
         let outcomes = self.backlog.planner().policies([policy], self.store.world());
         let took = begin.elapsed();
         let touched = self.backlog.policies().contains(policy) && outcomes.len() == 1;
@@ -214,32 +215,52 @@ impl Cluster {
         took
     }
 
-    /// Takes all that is to be written for written. How many plans.
+    /// Takes all that is to be written for written, and for reported by the agents. How many plans.
     fn write_all(&mut self) -> Result<usize> {
-        let nodes = self.backlog.waves().concat();
-        for node in &nodes {
-            let write = self.backlog.write(node, self.store.world());
-            if let Some(PlanWrite::Apply { node, owner, spec }) = write {
-                // As it comes back from the API server.
-                let spec = serde_json::from_slice(&serde_json::to_vec(&spec)?)?;
-                let plan = ExistingPlan {
-                    owner: Some(owner),
-                    spec,
-                    ..ExistingPlan::default()
-                };
-                self.apply(Change::Plans(Delta::Set(node, plan)));
+        let mut written = 0;
+        while self.backlog.has_plans() {
+            for node in self.backlog.waves().concat() {
+                let write = self.backlog.write(&node, self.store.world());
+                if let Some(PlanWrite::Apply { node, owner, spec }) = write {
+                    self.program(node, owner, &spec)?;
+                    written += 1;
+                }
             }
+            self.backlog.catch_up(self.store.world());
         }
-        self.backlog.catch_up(self.store.world());
         self.backlog.take_policies();
-        ensure!(!self.backlog.has_plans(), "what is written has to be written");
-        Ok(nodes.len())
+        Ok(written)
+    }
+
+    /// The plan as it comes back from the API server, and again when the agent has reported.
+    fn program(&mut self, node: String, owner: String, spec: &EgressPlanSpec) -> Result<()> {
+        let mut plan = self.store.world().plans.get(&node).cloned().unwrap_or_default();
+        plan.owner = Some(owner);
+        plan.generation += 1;
+        plan.spec = serde_json::from_slice(&serde_json::to_vec(spec)?)?;
+        self.apply(Change::Plans(Delta::Set(node.clone(), plan.clone())));
+        plan.status.observed_generation = Some(plan.generation);
+        plan.status.conditions = vec![ready()];
+        self.apply(Change::Plans(Delta::Set(node, plan)));
+        Ok(())
     }
 
     fn apply(&mut self, change: Change) {
         let backlog = &mut self.backlog;
         self.store
             .apply_noting(change, |difference| backlog.note(difference));
+    }
+}
+
+/// What an agent says of a plan that its kernel holds.
+fn ready() -> Condition {
+    Condition {
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        message: String::new(),
+        observed_generation: None,
+        reason: "Programmed".into(),
+        status: "True".into(),
+        type_: "Ready".into(),
     }
 }
 

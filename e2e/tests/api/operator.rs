@@ -32,7 +32,7 @@ async fn a_policy_becomes_a_plan_for_each_node_concerned() {
     })
     .await;
     let role = source.spec.policies[0].source.as_ref().unwrap();
-    assert_eq!(role.gateway.as_deref(), Some(GATEWAY));
+    assert_eq!(role.gateway, None, "the gateway has not reported");
     let pods: Vec<_> = source.spec.pods.iter().map(|pod| pod.name.as_str()).collect();
     assert_eq!(pods, ["apps/on-worker"], "only the node's own pods");
     let owner = &source.owner_references()[0];
@@ -44,6 +44,11 @@ async fn a_policy_becomes_a_plan_for_each_node_concerned() {
     .await;
     let role = gateway.spec.policies[0].gateway.as_ref().unwrap();
     assert_eq!(role.addresses, [ip(GATEWAY_IP)]);
+    report(&cluster, GATEWAY).await;
+    eventually("a way to the gateway", async || {
+        (way_of(&client, WORKER).await? == GATEWAY).then_some(())
+    })
+    .await;
     let is_inside = |address: &str| {
         source
             .spec
@@ -88,12 +93,22 @@ async fn a_policy_says_when_every_node_concerned_has_it() {
     );
 
     report(&cluster, WORKER).await;
+    assert_eq!(
+        way_of(&client, WORKER).await,
+        None,
+        "the gateway has not reported"
+    );
+    report(&cluster, GATEWAY).await;
     let half = eventually("one node of two", async || {
         let status = status_of(&client, "walk").await;
         (status["nodesProgrammed"] == 1).then_some(status)
     });
     assert_eq!(condition_of(&half.await, "Programmed"), ("False", "Progressing"));
-    report(&cluster, GATEWAY).await;
+    eventually("a way to the gateway", async || {
+        (way_of(&client, WORKER).await? == GATEWAY).then_some(())
+    })
+    .await;
+    report(&cluster, WORKER).await;
     let done = eventually("all nodes", async || {
         status_when(&client, "walk", "Programmed", "True").await
     })

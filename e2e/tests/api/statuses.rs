@@ -23,14 +23,7 @@ async fn programmed() -> (Cluster, Client, Operator) {
     let (cluster, client) = world().await;
     apply(&client, &policy("walk", spec_from_gateway())).await;
     let operator = Operator::start(&cluster, "first").await;
-    for node in [WORKER, GATEWAY] {
-        eventually(node, async || plan_with_policy(&client, node).await).await;
-        report(&cluster, node).await;
-    }
-    eventually("all nodes", async || {
-        status_when(&client, "walk", "Programmed", "True").await
-    })
-    .await;
+    report_until_programmed(&cluster, &client, "walk").await;
     (cluster, client, operator)
 }
 

@@ -149,6 +149,25 @@ pub async fn report(cluster: &Cluster, node: &str) {
         .unwrap();
 }
 
+/// Says, as the agents of all nodes, that their kernels hold what their plans say, until the policy is programmed: a
+/// source is pointed at its gateway only when that has reported.
+pub async fn report_until_programmed(cluster: &Cluster, client: &Client, policy: &str) {
+    eventually("all nodes", async || {
+        for node in [GATEWAY, WORKER] {
+            plan_with_policy(client, node).await?;
+            report(cluster, node).await;
+        }
+        status_when(client, policy, "Programmed", "True").await
+    })
+    .await;
+}
+
+/// The node that the plan of a node sends its pods' packets to.
+pub async fn way_of(client: &Client, node: &str) -> Option<String> {
+    let plan = plan_with_policy(client, node).await?;
+    plan.spec.policies.first()?.source.as_ref()?.gateway.clone()
+}
+
 /// Writes a policy as a user does.
 pub async fn apply(client: &Client, policy: &Value) {
     apply_to(&Api::<EgressNATPolicy>::all(client.clone()), policy).await;

@@ -110,6 +110,7 @@ pub fn plan(topology: &Topology, underlay: Family, node: &Node, policies: &[Poli
             .collect(),
         masquerade: None,
         gate: None,
+        retired: Vec::new(),
     }
 }
 

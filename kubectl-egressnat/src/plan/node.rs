@@ -43,7 +43,16 @@ pub fn node_plan(snapshot: &Snapshot, node: &str) -> Option<NodePlan> {
     let existing = world.plans.get(node);
     let planned = plan::plan(world).plans.remove(node);
     let spec = existing.map(|p| p.spec.clone()).or_else(|| planned.clone())?;
-    let progress = Progress::of(existing, |written| Some(written) == planned.as_ref());
+    let progress = Progress::of(existing, |written| {
+        // The ids that it may still use are the operator's own note.
+        let retired = written.retired.clone();
+        planned.as_ref().is_some_and(|planned| {
+            EgressPlanSpec {
+                retired,
+                ..planned.clone()
+            } == *written
+        })
+    });
     let (facts, assumed) = facts(
         &spec,
         world.interfaces(node),

@@ -20,7 +20,7 @@ pub struct PodsChange {
     sets: [(String, Set); 2],
 }
 
-/// All of a plan but its pods.
+/// All of a plan but its pods, and but the operator's note.
 type Rest<'a> = (
     &'a Option<IpAddr>,
     &'a [Interval],
@@ -41,6 +41,7 @@ fn rest(plan: &EgressPlanSpec) -> Rest<'_> {
         masquerade,
         // Nothing of it is in the kernel.
         gate: _,
+        retired: _,
     } = plan;
     (underlay, cluster, peers, policies, profiles, masquerade)
 }
@@ -62,6 +63,7 @@ pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
         pods: Vec::new(),
         masquerade: masquerade.clone(),
         gate: None,
+        retired: Vec::new(),
     }
 }
 

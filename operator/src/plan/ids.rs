@@ -1,13 +1,13 @@
 //! Policy ids: the number that a packet carries in its connection mark and in the tunnel header.
 //!
 //! An id stays for the policy's life; where a policy may have several gateways (`egressGateways`,
-//! `egressSourceIPs`), each entry has its own id, which stays for the entry's life. It is read back from the policy's status and, where that was
-//! lost, from the plans that mention it. An id that a plan mentions under another name is never given away:
-//! some node still sends with it, and its packets would leave with the new policy's address.
+//! `egressSourceIPs`), each entry has its own id, which stays for the entry's life. It is read back from the policy's
+//! status and, where that was lost, from the plans that mention it. An id that a plan mentions under another name is
+//! never given away: some node may still send with it, and its packets would leave with the new policy's address. A
+//! plan goes on to mention an id that has left it until its agent has reported that (see [`crate::rollout`]).
 //!
-//! For the same reason new ids do not start at 1: an agent that lags behind its plan may hold an id that no
-//! plan mentions any more. A new policy starts looking at a place that follows from its uid, so that an id
-//! freed a moment ago is given again once in 16383 times instead of always.
+//! New ids do not start at 1: a new policy starts looking at a place that follows from its uid. So another policy of
+//! the same name does not take the id of the one that was deleted, which the plans cannot tell from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use egressnat_crds::plan::MAX_POLICY_ID;
 
 use crate::choice::EntryKey;
 use crate::hash::fnv1a;
-use crate::world::{ExistingPlan, Policy, World};
+use crate::world::{ExistingPlan, Policy, Safeguard, World};
 
 /// What has an id: a policy, by name, or one of its gateways, where it may have several.
 pub type Bearer<'a> = (&'a str, Option<EntryKey>);
@@ -32,29 +32,28 @@ pub fn assign<'a>(world: &'a World, mentions: &Mentions) -> BTreeMap<Bearer<'a>,
         .flat_map(|(name, policy)| keys(policy).into_iter().map(|key| ((*name, key), *policy)))
         .collect();
 
+    let guarded = world.config.guards(Safeguard::Quarantine);
     let mut ids = Ids::default();
     for ((name, key), policy) in &bearers {
-        let own = |id: &u16| mentions.get(id).is_none_or(|names| names.contains_key(*name));
+        let own = |id: &u16| !guarded || mentions.get(id).is_none_or(|names| names.contains_key(*name));
         let valid = |id: &u16| (1..=MAX_POLICY_ID).contains(id);
         if let Some(id) = remembered(policy, *key).filter(valid).filter(own) {
             ids.take((name, *key), id);
         }
     }
     for ((name, key), policy) in &bearers {
-        if key.is_none() && !ids.of.contains_key(&(*name, None)) {
-            let mentioned = mentions.iter().filter(|(_, names)| names.contains_key(*name));
-            for (id, _) in mentioned.filter(|(id, _)| !is_an_entrys(policy, **id)) {
-                ids.take((name, None), *id);
-            }
-        }
-    }
-    for ((name, key), policy) in &bearers {
         if policy.in_force().is_some() && !ids.of.contains_key(&(*name, *key)) {
-            // Plans do not say which entry an id is of. The first in the order of looking is the one that was
-            // given when the status was lost, or never written.
-            let again = |id: &u16| key.is_some() && mentions[id].keys().eq([name]) && !is_known(policy, *id);
-            let free = |id: &u16| !ids.taken.contains(id) && (!mentions.contains_key(id) || again(id));
-            if let Some(id) = probe(&policy.uid, *key).find(free) {
+            // Plans do not say which entry an id is of, nor of which of two policies that had the same name, one after
+            // the other. The first in the order of looking is the one that was given when the status was lost, or
+            // never written.
+            let again = |id: &u16| mentions[id].keys().eq([name]) && !is_known(policy, *id);
+            let unused = |id: &u16| !guarded || !mentions.contains_key(id) || again(id);
+            let free = |id: &u16| !ids.taken.contains(id) && unused(id);
+            let id = match guarded {
+                true => probe(&policy.uid, *key).find(free),
+                false => (1..=MAX_POLICY_ID).find(free),
+            };
+            if let Some(id) = id {
                 ids.take((name, *key), id);
             }
         }
@@ -87,12 +86,12 @@ impl Mentions {
 
     fn add(&mut self, plan: &EgressPlanSpec) -> bool {
         let mut new = false;
-        for policy in &plan.policies {
-            let names = self.0.entry(policy.id).or_default();
-            if let Some(plans) = names.get_mut(&policy.name) {
+        for (id, name) in mentioned(plan) {
+            let names = self.0.entry(id).or_default();
+            if let Some(plans) = names.get_mut(name) {
                 *plans += 1;
             } else {
-                names.insert(policy.name.clone(), 1);
+                names.insert(name.to_owned(), 1);
                 new = true;
             }
         }
@@ -101,20 +100,26 @@ impl Mentions {
 
     fn remove(&mut self, plan: &EgressPlanSpec) -> bool {
         let mut gone = false;
-        for policy in &plan.policies {
-            let Some(names) = self.0.get_mut(&policy.id) else {
+        for (id, name) in mentioned(plan) {
+            let Some(names) = self.0.get_mut(&id) else {
                 continue;
             };
-            match names.get_mut(&policy.name) {
+            match names.get_mut(name) {
                 Some(plans) if *plans > 1 => *plans -= 1,
-                _ => gone |= names.remove(&policy.name).is_some(),
+                _ => gone |= names.remove(name).is_some(),
             }
             if names.is_empty() {
-                self.0.remove(&policy.id);
+                self.0.remove(&id);
             }
         }
         gone
     }
+}
+
+/// The ids that a plan uses, and those that its node may still use, each with the name of its policy.
+fn mentioned(plan: &EgressPlanSpec) -> impl Iterator<Item = (u16, &str)> {
+    let used = plan.policies.iter().map(|p| (p.id, p.name.as_str()));
+    used.chain(plan.retired.iter().map(|r| (r.id, r.name.as_str())))
 }
 
 /// The ids given so far.
@@ -154,14 +159,9 @@ fn remembered(policy: &Policy, key: Option<EntryKey>) -> Option<u16> {
     }
 }
 
-/// Whether the policy's status has this id for one of several gateways.
-fn is_an_entrys(policy: &Policy, id: u16) -> bool {
-    policy.status.gateways.iter().any(|g| g.id == Some(id))
-}
-
 /// Whether the policy's status has this id for anything.
 fn is_known(policy: &Policy, id: u16) -> bool {
-    policy.status.id == Some(id) || is_an_entrys(policy, id)
+    policy.status.id == Some(id) || policy.status.gateways.iter().any(|g| g.id == Some(id))
 }
 
 /// All ids, from a place that follows from the policy's uid and the entry's key.
@@ -329,8 +329,30 @@ mod tests {
     #[test]
     fn an_id_lost_from_the_status_is_read_back_from_the_plans() {
         let mut world = world(&["a"]);
-        mention(&mut world, 9, "a");
-        assert_eq!(id_of(&world, "a"), 9);
+        let id = id_of(&world, "a");
+        mention(&mut world, id, "a");
+        assert_eq!(id_of(&world, "a"), id);
+    }
+
+    #[test]
+    fn another_policy_of_the_same_name_does_not_get_the_id_that_plans_mention() {
+        let mut world = world(&["a"]);
+        let id = id_of(&world, "a");
+        mention(&mut world, id, "a");
+        world.policies.get_mut("a").unwrap().uid = "another".into();
+        assert_ne!(id_of(&world, "a"), id);
+    }
+
+    #[test]
+    fn a_retired_id_is_not_given_away() {
+        let mut world = world(&["a"]);
+        let id = id_of(&world, "a");
+        let plan = world.plans.entry("n".into()).or_default();
+        let name = "deleted".to_owned();
+        plan.spec.retired = vec![egressnat_crds::plan::RetiredId { id, name }];
+        assert_ne!(id_of(&world, "a"), id);
+        world.config.unsafe_without.insert(Safeguard::Quarantine);
+        assert_eq!(id_of(&world, "a"), 1, "without the safeguard, at once");
     }
 
     #[test]

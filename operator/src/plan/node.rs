@@ -44,6 +44,7 @@ pub fn plan(
             .collect(),
         masquerade,
         gate,
+        retired: Vec::new(),
     }
 }
 

@@ -143,6 +143,11 @@ impl Planner {
             .collect()
     }
 
+    /// Whether an id is some policy's.
+    pub fn is_given(&self, id: u16) -> bool {
+        self.shared.given.contains(&id)
+    }
+
     /// How many pods are captured.
     pub fn captured(&self) -> usize {
         self.totals.captured

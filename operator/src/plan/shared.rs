@@ -1,6 +1,6 @@
 //! What is the same for all nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Family;
@@ -20,6 +20,8 @@ pub struct Shared {
     pub by_name: BTreeMap<String, usize>,
     /// The ids of policies that have one of their own, in force or not.
     pub ids: BTreeMap<String, u16>,
+    /// The ids that policies and their gateways have.
+    pub given: BTreeSet<u16>,
     /// The slots that a node is the gateway of, by its name.
     pub at_gateway: BTreeMap<String, Vec<usize>>,
     /// The cluster's own ranges.
@@ -43,12 +45,14 @@ impl Shared {
                 at_gateway.entry(gateway.node.clone()).or_default().push(index);
             }
         }
+        let given = ids.values().copied().collect();
         let own = ids.into_iter().filter(|((_, key), _)| key.is_none());
         let names = in_force.policies.iter().enumerate();
         let cluster = cluster::ranges(world);
         let config = world.config.masquerade.as_ref();
         Self {
             ids: own.map(|((name, _), id)| (name.to_owned(), id)).collect(),
+            given,
             by_name: names.map(|(index, p)| (p.name.clone(), index)).collect(),
             at_gateway,
             sharing: Sharing::of(&in_force),

@@ -60,7 +60,8 @@ pub fn not_in_force(policy: &Policy) -> Verdict {
         PolicySpec::Refused(_) => accepted(policy, 0, &[]),
         PolicySpec::Valid(_) | PolicySpec::Kept { .. } | PolicySpec::Guarded { .. } => Verdict::no(
             Reason::IdsExhausted,
-            "all 16383 policy ids are taken: delete policies, or say more in one",
+            "all 16383 policy ids are taken, or may still be in use on a node whose agent has not reported since: \
+             see that all agents run, delete policies, or say more in one",
         ),
     }
 }

@@ -227,6 +227,15 @@ impl NodeSeed {
         node_name(self.number)
     }
 
+    /// The node as the watch shows it, Ready or not.
+    pub fn change(&self, ready: bool) -> Change {
+        let node = Self {
+            ready,
+            ..self.clone()
+        };
+        Change::Nodes(Delta::Set(self.name(), convert::node(read(node.object()))))
+    }
+
     fn object(&self) -> Value {
         let n = self.number;
         let ranges = match self.ranges {
@@ -414,14 +423,6 @@ pub fn program(world: &mut World, outcome: &Outcome) {
         .plans
         .iter()
         .map(|(node, spec)| {
-            let ready = Condition {
-                last_transition_time: Time(time(0)),
-                message: String::new(),
-                observed_generation: Some(1),
-                reason: "Programmed".into(),
-                status: "True".into(),
-                type_: "Ready".into(),
-            };
             let plan = ExistingPlan {
                 uid: node.clone(),
                 owner: Some(world.nodes[node].uid.clone()),
@@ -429,13 +430,25 @@ pub fn program(world: &mut World, outcome: &Outcome) {
                 spec: spec.clone(),
                 status: EgressPlanStatus {
                     observed_generation: Some(1),
-                    conditions: vec![ready],
+                    conditions: vec![ready()],
                     ..EgressPlanStatus::default()
                 },
             };
             (node.clone(), plan)
         })
         .collect();
+}
+
+/// What an agent says of a plan that its kernel holds.
+pub fn ready() -> Condition {
+    Condition {
+        last_transition_time: Time(time(0)),
+        message: String::new(),
+        observed_generation: Some(1),
+        reason: "Programmed".into(),
+        status: "True".into(),
+        type_: "Ready".into(),
+    }
 }
 
 /// An entry of `egressGateways`: one of four nodes, any node, or the node with an address.
