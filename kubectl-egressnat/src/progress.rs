@@ -72,7 +72,10 @@ impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPlan => write!(f, "no EgressPlan: see that the operator runs"),
-            Self::NotWritten => write!(f, "not yet in its EgressPlan: see that the operator runs"),
+            Self::NotWritten => write!(
+                f,
+                "not yet in its EgressPlan: see that the gateway's agent has reported, and that the operator runs"
+            ),
             Self::Behind {
                 generation,
                 programmed: Some(programmed),

@@ -25,8 +25,7 @@ async fn the_plugin_explains_what_the_operator_and_the_agents_do() {
         "{}",
         before.out
     );
-    report(&cluster, GATEWAY).await;
-    report(&cluster, WORKER).await;
+    report_until_programmed(&cluster, &client, "walk").await;
     let after = plugin.says(&ask).out;
     assert!(
         after.contains("198.51.100.7 sees 192.0.2.11, by policy walk"),
@@ -70,14 +69,7 @@ async fn the_plugin_shows_plans_and_what_would_change() {
     let (cluster, client) = world().await;
     apply(&client, &policy("walk", spec_from_gateway())).await;
     let _operator = Operator::start(&cluster, "only").await;
-    eventually("the worker's plan", async || {
-        plan_with_policy(&client, WORKER).await
-    })
-    .await;
-    eventually("the gateway's plan", async || {
-        plan_with_policy(&client, GATEWAY).await
-    })
-    .await;
+    report_until_programmed(&cluster, &client, "walk").await;
     let plugin = Plugin::of(&cluster);
 
     let plan = plugin.says(&["plan", WORKER]);
