@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -276,6 +276,95 @@ pub struct EgressPlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub ungated: Vec<String>,
+    /// What of ours in the node's kernel another hand has removed or changed, and the agent has put right: the
+    /// latest. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub repairs: Vec<Repair>,
+}
+
+/// Something that another hand has removed or changed, and the agent has put right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Repair {
+    /// The kind of thing.
+    pub object: RepairedObject,
+    /// Its name or text.
+    pub what: String,
+    /// How often.
+    pub count: u32,
+    /// When the last time was.
+    pub last_time: Time,
+}
+
+impl Repair {
+    /// How many of them a status names.
+    pub const MAX: usize = 16;
+}
+
+/// The kinds of things that the agent has in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum RepairedObject {
+    /// The nft table with all that is in it.
+    Table,
+    /// An nft chain.
+    Chain,
+    /// A rule of an nft chain.
+    Rule,
+    /// An nft set or map.
+    Set,
+    /// An element of an nft set or map.
+    Element,
+    /// A named nft counter.
+    Counter,
+    /// The tunnel device, with all that hangs on it.
+    Link,
+    /// A kernel setting.
+    Sysctl,
+    /// An entry of the tunnel's forwarding database.
+    FdbEntry,
+    /// A neighbour entry on the tunnel.
+    Neighbour,
+    /// A route.
+    Route,
+    /// An ip rule.
+    IpRule,
+}
+
+impl RepairedObject {
+    /// All kinds.
+    pub const ALL: [Self; 12] = [
+        Self::Table,
+        Self::Chain,
+        Self::Rule,
+        Self::Set,
+        Self::Element,
+        Self::Counter,
+        Self::Link,
+        Self::Sysctl,
+        Self::FdbEntry,
+        Self::Neighbour,
+        Self::Route,
+        Self::IpRule,
+    ];
+
+    /// The word for it in messages.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Table => "nft table",
+            Self::Chain => "nft chain",
+            Self::Rule => "nft rule",
+            Self::Set => "nft set",
+            Self::Element => "nft element",
+            Self::Counter => "nft counter",
+            Self::Link => "link",
+            Self::Sysctl => "sysctl",
+            Self::FdbEntry => "FDB entry",
+            Self::Neighbour => "neighbour",
+            Self::Route => "route",
+            Self::IpRule => "ip rule",
+        }
+    }
 }
 
 /// An interface by which packets leave because their egress address is there.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 
 use crate::cni::spec::OnTimeout;
 use crate::owned::Numbers;
@@ -42,6 +42,10 @@ pub struct Cli {
     /// Where the host's /proc/sys/net can be written: a container sees its own read-only.
     #[arg(long, env = "PROC_SYS_NET", default_value = "/proc/sys/net")]
     pub proc_sys_net: PathBuf,
+    /// Keeps others from changing our nftables table, where the kernel can (6.9). Without, what they change is
+    /// repaired.
+    #[arg(long, env = "OWN_TABLE", default_value_t = true, action = ArgAction::Set)]
+    pub own_table: bool,
     /// The start gate.
     #[command(flatten)]
     pub gate: GateFlags,

@@ -32,6 +32,9 @@ pub const RP_FILTER: &str = "rp_filter";
 /// Name of the map from a policy's id to the chain that translates to some ports alone, [`ports_chain`].
 pub const PORTS: &str = "ports";
 
+/// Name of the chain that stands before a tunnel device that comes up, until the rest of the table knows it.
+pub const GUARD: &str = "guard";
+
 /// Names of the sets of what is masqueraded, each followed by the digit of its family: the sources, and the
 /// destinations to which they keep their address.
 pub const MASQUERADE_SOURCES: &str = "masquerade";

@@ -17,7 +17,19 @@ const AT_ONCE: usize = 16;
 /// Faults remembered. Beyond them none is told.
 const MOST: usize = 65_536;
 
-/// The faults of which pods have been told.
+/// What can be told.
+pub trait Numbered {
+    /// The same news has the same number.
+    fn number(&self) -> u64;
+}
+
+impl Numbered for Fault<'_> {
+    fn number(&self) -> u64 {
+        Fault::number(self)
+    }
+}
+
+/// The faults of which pods have been told, or other news of which others have.
 #[derive(Debug)]
 pub struct Announced {
     numbers: BTreeSet<u64>,
@@ -52,15 +64,20 @@ impl Announced {
         due
     }
 
+    /// When the next look is due; never while nothing changes.
+    pub fn next(&self) -> Option<Instant> {
+        self.next.filter(|_| self.stale)
+    }
+
     /// The first few of those faults that are new; they are not new any more.
-    pub fn news<'a>(&mut self, mut faults: Vec<Fault<'a>>) -> Vec<Fault<'a>> {
-        let present: BTreeSet<u64> = faults.iter().map(Fault::number).collect();
+    pub fn news<T: Numbered>(&mut self, mut faults: Vec<T>) -> Vec<T> {
+        let present: BTreeSet<u64> = faults.iter().map(T::number).collect();
         self.numbers.retain(|number| present.contains(number));
         faults.retain(|fault| !self.numbers.contains(&fault.number()));
         let room = AT_ONCE.min(MOST.saturating_sub(self.numbers.len()));
         self.stale |= faults.len() > room;
         faults.truncate(room);
-        self.numbers.extend(faults.iter().map(Fault::number));
+        self.numbers.extend(faults.iter().map(T::number));
         faults
     }
 

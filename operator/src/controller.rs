@@ -19,6 +19,7 @@ use crate::error::{Error, chain};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::repaired;
 use crate::schedule::Schedule;
 use crate::status;
 use crate::store::{Change, Store};
@@ -65,7 +66,8 @@ impl Controller {
             }
             let tick = Instant::now() + SIGN_OF_LIFE;
             let next = if may_write {
-                schedule.next().min(tick)
+                let next = schedule.next().min(tick);
+                self.events.next_on_nodes().map_or(next, |look| next.min(look))
             } else {
                 tick
             };
@@ -118,6 +120,7 @@ impl Controller {
             self.write(schedule).await;
         }
         self.send_events_on_pods().await;
+        self.send_events_on_nodes().await;
     }
 
     /// Writes what is due.
@@ -267,6 +270,14 @@ impl Controller {
         };
         let faults = || backlog.planner().faults(self.store.world());
         let failed = self.events.send_on_pods(Instant::now(), faults).await;
+        self.health.alive();
+        failed.iter().for_each(|error| self.report(error));
+    }
+
+    /// Sends Events on nodes where agents have repaired something.
+    async fn send_events_on_nodes(&mut self) {
+        let repairs = || repaired::latest(self.store.world(), Timestamp::now());
+        let failed = self.events.send_on_nodes(Instant::now(), repairs).await;
         self.health.alive();
         failed.iter().for_each(|error| self.report(error));
     }

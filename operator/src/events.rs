@@ -1,6 +1,7 @@
-//! Events on policies: one for each condition that changes. Events on pods: one for each fault that is new.
+//! Events on policies: one for each condition that changes. Events on pods: one for each fault that is new. Events on
+//! nodes: one for each thing that their agents have repaired.
 
-use egressnat_crds::EgressNATPolicy;
+use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, CustomResourceExt};
@@ -8,11 +9,12 @@ use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 
 use tokio::time::Instant;
 
-use crate::announced::Announced;
+use crate::announced::{Announced, Numbered};
 use crate::apply::request;
 use crate::condition::{ConditionType, Reason};
 use crate::error::Error;
 use crate::plan::faults::{Fault, PodReason};
+use crate::repaired::{self, Repaired};
 
 /// What an Event says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,7 @@ pub fn notes(old: &[Condition], new: &[Condition]) -> Vec<Note> {
 pub struct Events {
     recorder: Recorder,
     announced: Announced,
+    repairs: Announced,
 }
 
 impl Events {
@@ -72,6 +75,7 @@ impl Events {
         Self {
             recorder: Recorder::new(client, reporter),
             announced: Announced::default(),
+            repairs: Announced::default(),
         }
     }
 
@@ -100,9 +104,10 @@ impl Events {
         self.publish(&event, &reference, object).await
     }
 
-    /// The world is another: there may be faults that are new.
+    /// The world is another: there may be faults and repairs that are new.
     pub fn world_changed(&mut self) {
         self.announced.world_changed();
+        self.repairs.world_changed();
     }
 
     /// Sends an Event on the pod of each of the `faults` that are new, some at a time and not too often; the answer
@@ -117,15 +122,56 @@ impl Events {
         }
         let news = self.announced.news(faults());
         let sent = futures::future::join_all(news.iter().map(|fault| self.send_on_pod(fault))).await;
-        let failed: Vec<(u64, Error)> = news
-            .iter()
-            .zip(sent)
-            .filter_map(|(fault, sent)| Some((fault.number(), sent.err()?)))
-            .collect();
-        failed
-            .iter()
-            .for_each(|(number, _)| self.announced.forget(*number));
-        failed.into_iter().map(|(_, error)| error).collect()
+        unsent(&mut self.announced, &news, sent)
+    }
+
+    /// When to look for repairs that are new, if there may be any.
+    pub fn next_on_nodes(&self) -> Option<Instant> {
+        self.repairs.next()
+    }
+
+    /// Sends an Event on the node of each of the `repairs` that are new, likewise.
+    pub async fn send_on_nodes<'a>(
+        &mut self,
+        now: Instant,
+        repairs: impl FnOnce() -> Vec<Repaired<'a>>,
+    ) -> Vec<Error> {
+        if !self.repairs.is_due(now) {
+            return Vec::new();
+        }
+        let news = self.repairs.news(repairs());
+        let sent = futures::future::join_all(news.iter().map(|repaired| self.send_on_node(repaired))).await;
+        unsent(&mut self.repairs, &news, sent)
+    }
+
+    /// Sends an Event on a node. Another one of the same thing within minutes counts the first one up.
+    async fn send_on_node(&self, repaired: &Repaired<'_>) -> Result<(), Error> {
+        let node = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(repaired.node.into()),
+            uid: Some(repaired.uid.into()),
+            ..ObjectReference::default()
+        };
+        let resource = EgressPlan::api_resource();
+        let what = &repaired.repair.what;
+        let event = Event {
+            type_: EventType::Warning,
+            reason: repaired::REASON.into(),
+            note: Some(shortened(repaired.to_string())),
+            action: "Repair".into(),
+            secondary: Some(ObjectReference {
+                api_version: Some(resource.api_version),
+                kind: Some(resource.kind),
+                name: Some(repaired.node.into()),
+                uid: Some(repaired.plan_uid.into()),
+                // What is repaired besides is an Event of its own.
+                field_path: Some(format!("status.repairs[{what}]")),
+                ..ObjectReference::default()
+            }),
+        };
+        self.publish(&event, &node, || format!("node {}", repaired.node))
+            .await
     }
 
     /// Sends an Event on a pod. Another one of the same reason within minutes counts the first one up.
@@ -165,6 +211,16 @@ impl Events {
             source,
         })
     }
+}
+
+/// What of `news` was not sent, and why; it is news still.
+fn unsent(announced: &mut Announced, news: &[impl Numbered], sent: Vec<Result<(), Error>>) -> Vec<Error> {
+    let failed = news.iter().zip(sent).filter_map(|(news, sent)| {
+        let error = sent.err()?;
+        announced.forget(news.number());
+        Some(error)
+    });
+    failed.collect()
 }
 
 /// The API server refuses notes of more than 1024 bytes.

@@ -68,6 +68,7 @@ pub mod metrics;
 pub mod next_hop;
 pub mod plan;
 pub mod ranges;
+pub mod repaired;
 pub mod rollout;
 pub mod run;
 pub mod schedule;

@@ -17,6 +17,7 @@ mod node;
 mod operator;
 mod plugin;
 mod pod_events;
+mod repairs;
 mod rights;
 mod statuses;
 mod support;

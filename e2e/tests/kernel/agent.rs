@@ -2,9 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Parser;
@@ -18,6 +18,7 @@ use egressnat_crds::EgressPlanSpec;
 use egressnat_e2e::topology::Node;
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::oneshot,
     time::timeout,
 };
 
@@ -68,6 +69,36 @@ impl Agent {
         self.call(|_, datapath| datapath.distrust());
     }
 
+    /// Lets it look after its node under this plan, as it does by itself, until the answer is dropped.
+    pub fn look_after(&self, plan: &EgressPlanSpec) -> Watch {
+        let (plan, reports) = (plan.clone(), Arc::<Mutex<Vec<_>>>::default());
+        let (stop, mut stopped) = oneshot::channel();
+        let (told, ended) = (Arc::clone(&reports), mpsc::channel());
+        let job: Job = Box::new(move |runtime, datapath| {
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        biased;
+                        _ = &mut stopped => break,
+                        changed = datapath.changed() => changed.expect("it hears of changes no more"),
+                    }
+                    let report = datapath.sync(Some(&plan)).await;
+                    let mut told = told.lock().expect("no test has failed with it");
+                    told.push((Instant::now(), report));
+                }
+            });
+            // Nobody waits where the test has failed.
+            let _ = ended.0.send(());
+        });
+        let jobs = self.jobs.as_ref().expect("the agent is running");
+        jobs.send(job).expect("the agent's thread has died");
+        Watch {
+            reports,
+            stop: Some(stop),
+            ended: ended.1,
+        }
+    }
+
     /// Whether it hears of a change of its node's network before so long.
     pub fn changed(&self, within: Duration) -> bool {
         self.call(move |runtime, datapath| {
@@ -110,6 +141,31 @@ impl Agent {
         let jobs = self.jobs.as_ref().expect("the agent is running");
         jobs.send(job).expect("the agent's thread has died");
         answered.recv().expect("the agent's thread has died")
+    }
+}
+
+/// What an agent did, and when it was done.
+pub type Told = (Instant, Result<Report, AgentError>);
+
+/// An agent at work.
+pub struct Watch {
+    reports: Arc<Mutex<Vec<Told>>>,
+    stop: Option<oneshot::Sender<()>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Watch {
+    /// What it did and when, so far.
+    pub fn with<T>(&self, look: impl FnOnce(&[Told]) -> T) -> T {
+        look(&self.reports.lock().expect("the agent's thread has died"))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // It has ended, or its thread has.
+        let _ = self.ended.recv();
     }
 }
 

@@ -54,7 +54,12 @@ impl Lab {
 
     /// Starts every agent anew.
     pub fn start_agents(&mut self) {
-        let [source, gateway, second] = self.topology.nodes().map(|node| Agent::start(node, &[]));
+        self.start_agents_with(&[]);
+    }
+
+    /// Starts every agent anew, with further arguments.
+    pub fn start_agents_with(&mut self, arguments: &[&str]) {
+        let [source, gateway, second] = self.topology.nodes().map(|node| Agent::start(node, arguments));
         (self.source, self.gateway, self.second) = (source, gateway, second);
     }
 

@@ -22,6 +22,7 @@ mod masquerade_refused;
 mod no_gateway;
 mod ports;
 mod protocols;
+mod repair;
 mod scale;
 mod transitions;
 mod tunnel_input;

@@ -36,7 +36,9 @@ impl Snapshot {
             .into_iter()
             .flat_map(|command| sorted(node, command))
             .collect();
-        let rulesets = ok(node.netns.output(Command::new("nft").args(["list", "ruleset"])));
+        // The kernel lists them by age.
+        const TABLES: &str = "nft list tables | sort | while read -r table; do nft list $table; done";
+        let rulesets = ok(node.netns.output(Command::new("bash").args(["-ec", TABLES])));
         lines.extend(rulesets.lines().filter_map(lasting).map(str::to_owned));
         Self(lines)
     }

@@ -34,6 +34,11 @@ struct Category {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Object {
+    object: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
@@ -54,6 +59,7 @@ pub struct Metrics {
     flows: Counter,
     dropped: Family<Reason, Gauge>,
     left_to_others: Gauge,
+    repairs: Family<Object, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -82,6 +88,7 @@ impl Metrics {
             flows: Counter::default(),
             dropped: Family::default(),
             left_to_others: Gauge::default(),
+            repairs: Family::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         (metrics, asked)
@@ -132,6 +139,11 @@ impl Metrics {
             "IP families whose masquerade is left out because another program's rules do it",
             self.left_to_others.clone(),
         );
+        r.register(
+            "repairs",
+            "Things of ours in the kernel that another hand had removed or changed, by kind",
+            self.repairs.clone(),
+        );
         r
     }
 
@@ -160,6 +172,10 @@ impl Metrics {
                 self.steps.inc_by((report.nft_steps + report.net_steps) as u64);
                 self.flows.inc_by(report.flows as u64);
                 self.left_to_others.set(count(report.left_to.len()));
+                for touched in &report.touched {
+                    let object = format!("{:?}", touched.object);
+                    self.repairs.get_or_create(&Object { object }).inc();
+                }
             }
             Err(error) => self.error(error.category()),
         }

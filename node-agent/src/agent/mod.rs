@@ -6,6 +6,7 @@ mod health;
 mod http;
 mod logging;
 mod metrics;
+mod repairs;
 mod report;
 
 use std::borrow::Cow;
@@ -29,6 +30,7 @@ pub use metrics::Metrics;
 use metrics::Question;
 
 use crate::cli::Cli;
+use crate::diff::Touched;
 use crate::error::AgentError;
 use report::Reporter;
 
@@ -132,7 +134,7 @@ impl Agent {
                 },
                 changed = self.datapath.changed() => {
                     changed?;
-                    debug!("the kernel's links, addresses, routes or rules changed");
+                    debug!("what the kernel holds has changed");
                 }
                 news = heard(&mut self.gate) => if !self.take(news) {
                     continue;
@@ -244,6 +246,15 @@ fn log_report(generation: Option<i64>, report: &Report) {
             generation,
             category = "CniMasquerades",
             "pods are masqueraded already: {by}; ours is left out"
+        );
+    }
+    for Touched { object, what } in &report.touched {
+        warn!(
+            generation,
+            category = "DatapathRepaired",
+            ?object,
+            what,
+            "another program had removed or changed it"
         );
     }
     if report.changed {

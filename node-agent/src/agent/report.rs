@@ -10,6 +10,8 @@ use serde_json::json;
 
 use super::Report;
 use super::gate::{GateReport, State};
+use super::repairs::repairs;
+use crate::diff::Touched;
 use crate::error::AgentError;
 
 /// Writes the status of this node's plan, where it says something new.
@@ -18,7 +20,12 @@ pub(super) struct Reporter {
     node: String,
     /// What was last written, and to which plan: the watch may show an older state.
     written: Option<(String, EgressPlanStatus)>,
+    /// What has been repaired and not been written yet.
+    touched: Vec<Touched>,
 }
+
+/// How many repairs wait to be written; beyond, they are not told, but counted.
+const WAITING: usize = 256;
 
 impl Reporter {
     pub(super) fn new(client: Client, node: &str) -> Self {
@@ -26,6 +33,7 @@ impl Reporter {
             plans: Api::all(client),
             node: node.into(),
             written: None,
+            touched: Vec::new(),
         }
     }
 
@@ -42,7 +50,13 @@ impl Reporter {
             Some((of, status)) if *of == uid => status.clone(),
             _ => plan.status.clone().unwrap_or_default(),
         };
-        let status = next_status(&before, plan, interfaces, gate, result, Timestamp::now());
+        if let Ok(report) = result {
+            self.touched.extend(report.touched.iter().cloned());
+            self.touched.truncate(WAITING);
+        }
+        let now = Timestamp::now();
+        let mut status = next_status(&before, plan, interfaces, gate, result, now);
+        status.repairs = repairs(&before.repairs, &self.touched, now);
         if status == before && self.written.is_some() {
             return Ok(());
         }
@@ -58,6 +72,7 @@ impl Reporter {
             .await
             .map_err(AgentError::Status)?;
         self.written = Some((uid, status));
+        self.touched.clear();
         Ok(())
     }
 }
@@ -123,6 +138,7 @@ fn next_status(
             Err(_) => before.exits.clone(),
         },
         ungated: gate.map(|gate| gate.ungated).unwrap_or_default(),
+        repairs: before.repairs.clone(),
     }
 }
 

@@ -23,6 +23,7 @@ mod shared;
 mod source;
 mod table;
 
+pub use shared::guard;
 pub(crate) use source::{never_captured, pod_without_profile, pods};
 
 use std::collections::{BTreeMap, BTreeSet};

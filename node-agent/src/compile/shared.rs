@@ -1,9 +1,10 @@
 //! Base chains, and what source and gateway share.
 
+use crate::model::rule::Masked;
 use crate::model::{
-    ChainKind, Cmp, Data, DataType, Direction, ElementKey, Hook, Key, Rule, Ruleset, Statement,
+    BaseChain, Chain, ChainKind, Cmp, Data, DataType, Direction, ElementKey, Hook, Key, Link, Rule, Ruleset,
+    Statement, Tunnel,
 };
-use crate::model::{Tunnel, rule::Masked};
 use crate::owned::{Drop, GBP_MASK, RoutingMark};
 
 use super::table::*;
@@ -17,6 +18,18 @@ const NAT: i32 = 50;
 
 /// Length of IP and TCP headers, by which the MSS is below the MTU (RFC 9293, section 3.7.1).
 const HEADERS: [u32; 2] = [40, 60];
+
+/// What drops all that comes out of the tunnel, as long as no other rule knows the device: a new one has a new index.
+pub fn guard(tunnel: &Link) -> Chain {
+    Chain {
+        base: Some(BaseChain {
+            kind: ChainKind::Filter,
+            hook: Hook::Prerouting,
+            priority: RAW,
+        }),
+        rules: vec![drop_if([iif(tunnel)], Drop::UnknownId)],
+    }
+}
 
 impl Context<'_> {
     /// The whole table. Where no policy concerns the node, its packets meet the masquerade alone.

@@ -4,10 +4,12 @@ pub mod flows;
 pub mod net;
 pub mod nft;
 pub mod pods;
+pub mod touched;
 pub mod translation;
 
 pub use net::{NetChanges, NetObject, NetStep};
 pub use nft::{NftStep, ObservedChain, ObservedTable, SetType};
+pub use touched::Touched;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

@@ -4,9 +4,11 @@
 
 pub mod clash;
 pub mod conntrack;
+mod listener;
 pub mod netlink;
 pub mod nft;
 pub mod observe_exits;
 pub mod observe_facts;
 pub mod rtnl;
+pub mod settings;
 pub mod sysctl;

@@ -11,7 +11,7 @@ use super::rtnl::{NodeRoute, Observed};
 use super::sysctl::{SysctlError, Sysctls};
 use crate::diff::ObservedTable;
 use crate::facts::Exit;
-use crate::model::{Data, ElementKey, Link, RouteKind};
+use crate::model::{Data, ElementKey, Link, Net, RouteKind};
 use crate::owned::{Numbers, RP_FILTER};
 
 /// The exits that the plan needs, by the link's index. `table` is ours, as the kernel shows it.
@@ -49,9 +49,9 @@ pub(super) fn exits(
 }
 
 /// The numbers in use, by the link's index: in an exit's table routes lead to one link alone.
-pub(super) fn exit_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<u32, u8> {
+pub fn exit_numbers(net: &Net, numbers: &Numbers) -> BTreeMap<u32, u8> {
     let mut in_use = BTreeMap::new();
-    for route in &observed.net.routes {
+    for route in &net.routes {
         if let (Some(number), RouteKind::Link { link, .. }) =
             (numbers.number_of_table(route.table), &route.kind)
         {

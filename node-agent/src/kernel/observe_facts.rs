@@ -10,7 +10,7 @@ use super::rtnl::{NodeAddress, NodeLink, Observed};
 use super::sysctl::{SysctlError, Sysctls};
 use crate::diff::ObservedTable;
 use crate::facts::{Facts, Underlay};
-use crate::model::{MacAddr, RouteKind};
+use crate::model::{MacAddr, Net, RouteKind};
 use crate::owned::{Numbers, TUNNEL};
 
 /// kube-proxy's IPVS mode keeps the addresses of all Services on it. They are no node's.
@@ -33,10 +33,10 @@ pub fn observe_facts(
             .map(Into::into),
         addresses: usable.map(|a| a.address).collect(),
         ipv6: sysctls.ipv6()?,
-        gateway_numbers: gateway_numbers(observed, numbers),
+        gateway_numbers: gateway_numbers(&observed.net, numbers),
         exits: observe_exits::exits(observed, sysctls, plan, table)?,
         masqueraders: Vec::new(),
-        exit_numbers: observe_exits::exit_numbers(observed, numbers),
+        exit_numbers: observe_exits::exit_numbers(&observed.net, numbers),
     })
 }
 
@@ -81,8 +81,7 @@ pub(super) fn underlay_link(observed: &Observed, address: IpAddr) -> Option<Unde
 /// The numbers in use: a gateway's table has a default route by the tunnel, its next hop a MAC address, and
 /// that a remote, which is the gateway's underlay address. Of several numbers of one gateway the lowest
 /// counts.
-fn gateway_numbers(observed: &Observed, numbers: &Numbers) -> BTreeMap<IpAddr, u8> {
-    let net = &observed.net;
+pub fn gateway_numbers(net: &Net, numbers: &Numbers) -> BTreeMap<IpAddr, u8> {
     let macs: BTreeMap<IpAddr, MacAddr> = net.neighbours.iter().map(|n| (n.address, n.mac)).collect();
     let remotes: BTreeMap<MacAddr, IpAddr> = net.fdb.iter().map(|e| (e.mac, e.remote)).collect();
     let mut in_use = BTreeMap::new();

@@ -101,7 +101,7 @@ fn a_table_without_an_owner_is_used_and_can_be_replaced() {
     in_namespace(|| {
         run_nft(&["add table inet egressnat { flags dormant; counter left { }; }"]).unwrap();
         let mut nft = Nft::open().unwrap();
-        assert_eq!(nft.ownership().unwrap(), Ownership::Unprotected);
+        assert_eq!(nft.ownership().unwrap(), Ownership::Dormant);
         nft.apply(&[NftStep::AddTable, add_counter("c")]).unwrap();
         assert_eq!(nft.ownership().unwrap(), Ownership::Unprotected);
         assert!(!listing().contains("dormant"), "{}", listing());

@@ -1,8 +1,10 @@
 //! The kernel brought in step with a plan.
 
+mod guard;
 mod masquerade;
 mod pods;
 mod ports;
+mod repair;
 mod reverse_path;
 
 use std::collections::BTreeSet;
@@ -14,20 +16,23 @@ use egressnat_crds::plan::{ExhaustedPorts, Family, NodeExit, NodeInterface};
 
 use self::pods::Basis;
 use self::ports::Ports;
+use self::repair::Held;
 use super::metrics::Counters;
 use crate::cli::Cli;
 use crate::compile;
 use crate::diff::flows::{Concerned, Verdicts};
-use crate::diff::{self, NetObject, NetStep, NftStep, ObservedTable};
+use crate::diff::{self, NetObject, NetStep, NftStep, ObservedTable, Touched};
 use crate::error::AgentError;
 use crate::facts::{Facts, Masquerader};
 use crate::kernel::clash::{self, Clash, Readings};
 use crate::kernel::conntrack::{Conntrack, Filter, Flow};
-use crate::kernel::nft::{ForeignNat, NatMonitor, Nft, NftError, Ownership};
-use crate::kernel::observe_facts::{interfaces, observe_facts};
-use crate::kernel::rtnl::{Monitor, Observed, Rtnl};
+use crate::kernel::nft::{ForeignNat, NatMonitor, Nft, NftError, Ownership, TableMonitor};
+use crate::kernel::observe_exits::exit_numbers;
+use crate::kernel::observe_facts::{gateway_numbers, interfaces, observe_facts};
+use crate::kernel::rtnl::{Monitor, MonitorError, Observed, Rtnl};
+use crate::kernel::settings::SettingsMonitor;
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{Desired, Net, Ruleset};
+use crate::model::{Desired, Link, Net, Ruleset};
 use crate::owned::{CT_MARK_MASK, Drop, Numbers, ct_mark};
 
 /// Up to how many sources and policies are asked for one by one; above, conntrack is listed whole, once.
@@ -56,6 +61,8 @@ pub struct Report {
     pub left_to: Vec<Masquerader>,
     /// What hinders some traffic without keeping us from our work.
     pub warnings: Vec<Clash>,
+    /// What another hand had removed or changed, and now is as it should be.
+    pub touched: Vec<Touched>,
 }
 
 /// The one writer of the node's datapath.
@@ -65,11 +72,16 @@ pub struct Datapath {
     nft: Nft,
     rtnl: Rtnl,
     monitor: Monitor,
+    settings: SettingsMonitor,
+    /// Where others can change our table.
+    table_monitor: Option<TableMonitor>,
     /// Where the plan asks for a masquerade.
     nat_monitor: Option<NatMonitor>,
     conntrack: Conntrack,
     /// What the kernel holds as far as we know. `None`: it must be read first.
     known: Option<Known>,
+    /// What we last left in the kernel, while it is not known whether it is still there.
+    held: Option<Held>,
     /// Whether the next try reads everything back after it has written.
     verify: bool,
     /// Connections still to be judged: kept until conntrack has taken the answer, whatever fails between.
@@ -91,6 +103,8 @@ struct Known {
     /// What others do to the sources of packets; not looked at where the plan asks for no masquerade.
     nat: Option<ForeignNat>,
     warnings: Vec<Clash>,
+    /// Links whose reverse path filter we have made loose.
+    loose: BTreeSet<Link>,
     /// What the table was compiled from, once that is known.
     basis: Option<Basis>,
 }
@@ -99,15 +113,24 @@ impl Datapath {
     /// Opens the kernel's doors in the current network namespace. Changes nothing. Needs a tokio runtime.
     pub fn open(cli: &Cli) -> Result<Self, AgentError> {
         let numbers = cli.numbers();
+        let sysctls = Sysctls::below(&cli.proc_sys_net);
+        let nft = match cli.own_table {
+            true => Nft::open()?,
+            false => Nft::open_to_all()?,
+        };
+        let table_monitor = (!nft.can_own()).then(|| TableMonitor::open(&nft)).transpose();
         Ok(Self {
             node: cli.node_name.clone(),
             numbers,
-            nft: Nft::open()?,
-            rtnl: Rtnl::open(numbers, Sysctls::below(&cli.proc_sys_net))?,
+            rtnl: Rtnl::open(numbers, sysctls.clone())?,
             monitor: Monitor::open(numbers)?,
+            settings: SettingsMonitor::open(sysctls).map_err(MonitorError::from)?,
+            table_monitor: table_monitor.map_err(MonitorError::from)?,
             nat_monitor: None,
+            nft,
             conntrack: Conntrack::open()?,
             known: None,
+            held: None,
             verify: true,
             unjudged: Concerned::default(),
             judge_all: true,
@@ -116,20 +139,23 @@ impl Datapath {
         })
     }
 
-    /// Waits until links, addresses, routes or rules have changed, by whomever, or what others do to the sources of
-    /// packets. Nothing is lost when the future is dropped.
+    /// Waits until links, addresses, routes, rules or settings have changed, by whomever, our table by another hand, or
+    /// what others do to the sources of packets. Nothing is lost when the future is dropped.
     pub async fn changed(&mut self) -> Result<(), AgentError> {
         tokio::select! {
             changed = self.monitor.changed() => changed?,
             changed = masquerade::changed(&mut self.nat_monitor) => changed?,
+            changed = repair::changed(&mut self.table_monitor) => changed?,
+            // What is not known to be right is read again in any case.
+            changed = self.settings.changed(), if self.known.is_some() => changed.map_err(MonitorError::from)?,
         }
-        self.known = None;
+        self.doubt();
         Ok(())
     }
 
     /// Forgets what is known of the kernel: the next try reads and verifies everything.
     pub fn distrust(&mut self) {
-        self.known = None;
+        self.doubt();
         self.verify = true;
     }
 
@@ -163,8 +189,10 @@ impl Datapath {
         let looked_at = |known: &Known| {
             known.checked == to_check(plan) && known.nat.is_some() == plan.masquerade.is_some()
         };
-        let known = self.known.take().filter(looked_at);
-        let known = match known {
+        if !self.known.as_ref().is_some_and(looked_at) {
+            self.doubt();
+        }
+        let known = match self.known.take() {
             Some(known) => known,
             None => self.read(plan).await?,
         };
@@ -191,6 +219,7 @@ impl Datapath {
     /// has been changed.
     async fn read(&mut self, plan: &EgressPlanSpec) -> Result<Known, AgentError> {
         let mut network = self.rtnl.observe().await?;
+        self.compare(&mut network);
         self.interfaces = interfaces(&network);
         let mut warnings = Vec::new();
         let checked = to_check(plan);
@@ -218,21 +247,23 @@ impl Datapath {
             ownership,
             checked,
             warnings,
+            loose: BTreeSet::new(),
             basis: None,
         })
     }
 
     fn facts(&self, plan: &EgressPlanSpec, known: &Known) -> Result<Facts, AgentError> {
-        let facts = observe_facts(
-            &known.network,
-            known.table.as_ref(),
-            self.rtnl.sysctls(),
-            plan,
-            &self.numbers,
-        )?;
+        // What we remember of ours is not lost with what another hand has taken away of it.
+        let (net, table) = match &self.held {
+            Some(held) => (held.net(), held.table().or(known.table.as_ref())),
+            None => (&known.network.net, known.table.as_ref()),
+        };
+        let facts = observe_facts(&known.network, table, self.rtnl.sysctls(), plan, &self.numbers)?;
         let nat = known.nat.as_ref().zip(plan.masquerade.as_ref());
         Ok(Facts {
             masqueraders: nat.map_or_else(Vec::new, |(nat, wanted)| clash::masqueraders(nat, wanted)),
+            gateway_numbers: gateway_numbers(net, &self.numbers),
+            exit_numbers: exit_numbers(net, &self.numbers),
             ..facts
         })
     }
@@ -255,6 +286,7 @@ impl Datapath {
         let mut facts = self.facts(plan, &known)?;
         let tunnel = compile::tunnel(plan, &facts, &self.numbers)?;
         if let Some(tunnel) = tunnel.filter(|t| known.network.net.tunnel.as_ref() != Some(t)) {
+            self.guard(&tunnel, &mut known, report).await?;
             self.rtnl
                 .apply(&[NetStep::Put(NetObject::Tunnel(tunnel))])
                 .await?;
@@ -275,6 +307,11 @@ impl Datapath {
     ) -> Result<Known, AgentError> {
         let changes = diff::net::diff(&desired.net, &self.with_sysctls(&known.network.net, desired)?);
         let ruleset = desired.ruleset.as_ref();
+        self.touched(desired, &known, report)?;
+        if report.touched.iter().any(|touched| touched.is_of_table()) {
+            // Connections may have been judged without it.
+            self.judge_all = true;
+        }
         self.unjudged
             .merge(diff::flows::concerned(ruleset, known.table.as_ref()));
         if std::mem::take(&mut self.judge_all) {
@@ -283,8 +320,10 @@ impl Datapath {
         self.leave_tunnel(ruleset, known.table.as_mut(), report).await?;
         let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
         match known.ownership {
-            Ownership::Orphan if ruleset.is_some() => steps.insert(0, NftStep::AddTable),
-            Ownership::Unprotected if ruleset.is_some() && self.nft.can_own() => {
+            Ownership::Orphan if ruleset.is_some() && self.nft.can_own() => {
+                steps.insert(0, NftStep::AddTable)
+            }
+            ownership if ruleset.is_some() && self.is_made_anew(ownership) => {
                 steps = diff::nft::diff(ruleset, None);
                 steps.insert(0, NftStep::DeleteTable);
             }
@@ -310,6 +349,8 @@ impl Datapath {
             known.ownership = self.nft.ownership()?;
         }
         known.network.net = desired.net.clone();
+        known.loose = desired.loose.keys().cloned().collect();
+        self.watch_settings(&known);
         Ok(known)
     }
 

@@ -21,6 +21,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// Sequence number.
     pub seq: u32,
+    /// Netlink port of who sent it; of a notification, of who made the change.
+    pub portid: u32,
     /// What follows the header.
     pub payload: &'a [u8],
 }
@@ -38,6 +40,7 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16_ne(datagram.get(4..)?)?,
             flags: u16_ne(datagram.get(6..)?)?,
             seq: u32_ne(datagram.get(8..)?)?,
+            portid: u32_ne(datagram.get(12..)?)?,
             payload,
         };
         datagram = datagram.get(aligned(length)..).unwrap_or_default();

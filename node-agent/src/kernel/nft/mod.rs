@@ -6,7 +6,7 @@
 //!
 //! `steps -> (lower, elements) -> batch -> socket`, and `socket -> attr -> (elements) -> observe`.
 
-mod attr;
+pub(super) mod attr;
 mod batch;
 mod elements;
 mod error;
@@ -29,7 +29,7 @@ use nix::errno::Errno;
 pub use error::NftError;
 pub use foreign::{ForeignNat, NatTable, TableName};
 pub use foreign_rule::{Action, ForeignRule, Match};
-pub use monitor::NatMonitor;
+pub use monitor::{NatMonitor, TableMonitor};
 
 use crate::diff::{NftStep, ObservedTable};
 use crate::model::DataType;
@@ -62,10 +62,13 @@ pub enum Ownership {
     /// [`NftStep::DeleteTable`] and [`NftStep::AddTable`] with all that is in it, in one transaction, give it
     /// an owner.
     Unprotected,
+    /// Anybody's, and somebody has made it dormant: no packet meets it. It has to be made anew.
+    Dormant,
     /// Another process's, which has this netlink port.
     Other(u32),
 }
 
+const NFT_TABLE_F_DORMANT: u32 = 1 << 0;
 const NFT_TABLE_F_OWNER: u32 = 1 << 1;
 const NFT_TABLE_F_PERSIST: u32 = 1 << 2;
 
@@ -75,6 +78,18 @@ impl Nft {
         let mut socket = Socket::open()?;
         let can_own = can_own_tables(&mut socket)?;
         Ok(Self { socket, can_own })
+    }
+
+    /// As on a kernel without owned tables: the table is anybody's to change.
+    pub fn open_to_all() -> Result<Self, NftError> {
+        let socket = Socket::open()?;
+        let can_own = false;
+        Ok(Self { socket, can_own })
+    }
+
+    /// The socket's netlink port, by which the kernel names who has changed something.
+    pub fn portid(&self) -> u32 {
+        self.socket.portid()
     }
 
     /// Whether the kernel can keep others from changing the table.
@@ -140,6 +155,7 @@ impl Nft {
             Some(TableInfo {
                 owner: Some(owner), ..
             }) => Ownership::Other(owner),
+            Some(TableInfo { flags, .. }) if flags & NFT_TABLE_F_DORMANT != 0 => Ownership::Dormant,
             Some(TableInfo { flags, .. }) if flags & NFT_TABLE_F_PERSIST != 0 => Ownership::Orphan,
             Some(_) => Ownership::Unprotected,
         })
@@ -172,7 +188,9 @@ impl Nft {
                 Ok(Some(NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST))
             }
             // No flag: not dormant either.
-            Ownership::Absent | Ownership::Orphan | Ownership::Unprotected => Ok(Some(0)),
+            Ownership::Absent | Ownership::Orphan | Ownership::Unprotected | Ownership::Dormant => {
+                Ok(Some(0))
+            }
             Ownership::Ours => Ok(None),
             Ownership::Other(portid) => Err(NftError::OwnedByOther { portid }),
         }

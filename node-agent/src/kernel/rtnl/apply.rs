@@ -54,6 +54,26 @@ impl Rtnl {
         outcome
     }
 
+    /// Makes the tunnel device, unless it is there, and leaves it down: nothing comes out of it before it is put.
+    /// Returns its index.
+    pub async fn prepare_tunnel(&mut self, wanted: &Tunnel) -> Result<u32, NetError> {
+        let step = &NetStep::Put(NetObject::Tunnel(wanted.clone()));
+        if let Some(link) = self.tunnel_link().await? {
+            match link.tunnel(&[]) {
+                None => return Err(NetError::NameTaken { kind: link.kind }),
+                Some(tunnel) if tunnel.same_device(wanted) => return Ok(link.index),
+                Some(_) => self.delete_link(Some(link.index), step).await?,
+            }
+        }
+        unless(
+            self.wire.request(link::create_down(wanted), MAKE).await,
+            &[],
+            step,
+        )?;
+        let made = self.tunnel_link().await?;
+        Ok(made.ok_or_else(|| no_tunnel(step))?.index)
+    }
+
     /// Removes things that [`Rtnl::observe`] has found on our ground.
     pub async fn remove_strays(&mut self, strays: &[Stray]) -> Result<(), NetError> {
         let mut outcome = Ok(());

@@ -27,16 +27,24 @@ pub(super) fn get_tunnel() -> RouteNetlinkMessage {
 
 /// Makes the tunnel device.
 pub(super) fn create(tunnel: &Tunnel) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewLink(changeable(device(tunnel), tunnel).build())
+}
+
+/// Makes the tunnel device, and leaves it down.
+pub(super) fn create_down(tunnel: &Tunnel) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewLink(device(tunnel).build())
+}
+
+fn device(tunnel: &Tunnel) -> LinkMessageBuilder<LinkVxlan> {
     let device = LinkVxlan::new(TUNNEL, tunnel.vni)
         .dev(tunnel.underlay.index)
         .port(tunnel.port)
         .learning(false)
         .gbp();
-    let device = match tunnel.local {
+    match tunnel.local {
         IpAddr::V4(local) => device.local(local),
         IpAddr::V6(local) => device.local6(local),
-    };
-    RouteNetlinkMessage::NewLink(changeable(device, tunnel).build())
+    }
 }
 
 /// Sets what can be changed on a living device.

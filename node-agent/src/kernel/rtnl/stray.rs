@@ -8,6 +8,9 @@ use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 
+use super::link;
+use crate::owned::TUNNEL;
+
 /// An object in our tables, at our priority or on our device that is ours by its place, but has more to it
 /// than ours ever have: kept as the kernel told it, so that it can be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +21,13 @@ pub enum Stray {
     Rule(RuleMessage),
     /// An FDB or neighbour entry of the tunnel.
     Neighbour(NeighbourMessage),
+    /// The tunnel device under another name.
+    Tunnel {
+        /// Its index.
+        index: u32,
+        /// The name.
+        name: String,
+    },
 }
 
 impl Stray {
@@ -26,6 +36,7 @@ impl Stray {
             Self::Route(message) => RouteNetlinkMessage::DelRoute(message.clone()),
             Self::Rule(message) => RouteNetlinkMessage::DelRule(message.clone()),
             Self::Neighbour(message) => RouteNetlinkMessage::DelNeighbour(message.clone()),
+            Self::Tunnel { index, .. } => link::delete(*index),
         }
     }
 }
@@ -36,6 +47,7 @@ impl fmt::Display for Stray {
             Self::Route(m) => write!(f, "stray route {:?} {:?}", m.header.kind, m.attributes),
             Self::Rule(m) => write!(f, "stray rule {:?} {:?}", m.header.action, m.attributes),
             Self::Neighbour(m) => write!(f, "stray neighbour {:?} {:?}", m.header.family, m.attributes),
+            Self::Tunnel { name, .. } => write!(f, "{TUNNEL} under the name {name}"),
         }
     }
 }
