@@ -49,6 +49,15 @@ pub struct Cli {
     /// The start gate.
     #[command(flatten)]
     pub gate: GateFlags,
+    /// For tests only: leave out a safeguard, to see that its absence shows; can be repeated.
+    #[arg(
+        long,
+        env = "EGRESSNAT_UNSAFE_WITHOUT",
+        value_enum,
+        value_delimiter = ',',
+        hide = true
+    )]
+    pub unsafe_without: Vec<Safeguard>,
 }
 
 /// The start gate. The folders are those of the node, and must be seen by the same names.
@@ -115,6 +124,13 @@ pub struct GateFlags {
         default_value = "kube-system"
     )]
     pub exempt_namespaces: Vec<String>,
+}
+
+/// Something without which packets may leave with a wrong address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Safeguard {
+    /// Connections that the plan contradicts are deleted.
+    Conntrack,
 }
 
 /// How log lines are written.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use egressnat_e2e::{
-    hunt::{self, Report, Settings},
+    hunt::{self, Report, Safeguard, Settings},
     kube_proxy::KubeProxyMode,
     progress::Progress,
     site::Site,
@@ -33,7 +33,10 @@ struct Cli {
     seed: Option<u64>,
     /// A value for the chart, as helm's `--set` takes it.
     #[arg(long = "set")]
-    settings: Vec<String>,
+    values: Vec<String>,
+    /// Leave a safeguard out: the hunt finds the leak that it is against.
+    #[arg(long, value_enum)]
+    without: Vec<Safeguard>,
 }
 
 fn main() -> ExitCode {
@@ -65,8 +68,7 @@ fn run(cli: &Cli) -> Result<Report> {
     };
     let progress = Progress::new(false);
     let cluster = Temporary::up(&site, KubeProxyMode::Nftables, &progress)?;
-    let values: Vec<&str> = cli.settings.iter().map(String::as_str).collect();
-    cluster.install_chart_with(&values)?;
+    hunt::install(&cluster, &cli.values, &cli.without)?;
     let report = hunt::run(&cluster, &settings, &progress)?;
     cluster.down()?;
     Ok(report)

@@ -41,7 +41,7 @@ pub enum Trouble {
     Operator,
     /// kube-proxy is started anew on a node.
     KubeProxy(usize),
-    /// The node's conntrack forgets every connection.
+    /// The node's conntrack forgets every connection to the hosts outside.
     Conntrack(usize),
 }
 
@@ -62,13 +62,11 @@ pub fn draw(random: &mut Random, world: &World) -> Vec<Change> {
             }
             None => vec![create(random, world)],
         },
-        1 => POLICIES
+        1..=2 => POLICIES
             .iter()
-            .filter_map(|name| replace(random, world, name))
-            .take(1)
-            .flatten()
-            .collect(),
-        2..=9 => vec![create(random, world)],
+            .find_map(|name| replace(random, world, name))
+            .unwrap_or_default(),
+        3..=9 => vec![create(random, world)],
         10..=12 => relabelled_pods(random, world),
         13 => {
             let namespace = random.below(NAMESPACES.len());
@@ -118,7 +116,7 @@ fn create(random: &mut Random, world: &World) -> Change {
     Change::Policy(name, Some(policy))
 }
 
-/// One policy goes, another comes.
+/// One policy goes, another comes, while a node's agent is too late to hear of either.
 fn replace(random: &mut Random, world: &World, name: &'static str) -> Option<Vec<Change>> {
     let is_there = |name: &str| {
         let timeline = world.policies.get(name);
@@ -127,6 +125,7 @@ fn replace(random: &mut Random, world: &World, name: &'static str) -> Option<Vec
     let next = POLICIES.iter().find(|next| !is_there(next))?;
     is_there(name).then(|| {
         vec![
+            Change::Trouble(Trouble::Agent(random.below(NODES.len()))),
             Change::Policy(name, None),
             Change::Policy(next, Some(new_policy(random, next))),
         ]
@@ -246,7 +245,11 @@ impl fmt::Display for Trouble {
             Self::Agent(node) => write!(formatter, "the agent of {} is killed", NODES[*node].name),
             Self::Operator => formatter.write_str("the operator is killed"),
             Self::KubeProxy(node) => write!(formatter, "kube-proxy of {} is started anew", NODES[*node].name),
-            Self::Conntrack(node) => write!(formatter, "conntrack of {} is flushed", NODES[*node].name),
+            Self::Conntrack(node) => write!(
+                formatter,
+                "conntrack of {} forgets the outside",
+                NODES[*node].name
+            ),
         }
     }
 }

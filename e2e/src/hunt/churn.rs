@@ -1,6 +1,7 @@
 //! Pods that come and go, in waves.
 
 use std::{
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -57,7 +58,7 @@ pub async fn run(server: &Server, world: &Arc<Mutex<World>>, mut random: Random,
 }
 
 /// Notes when pods are gone from the API server. Ends never.
-pub async fn note_removals(server: &Server, world: &Arc<Mutex<World>>) -> Result<()> {
+pub async fn note_removals(server: &Server, world: &Mutex<World>) -> Infallible {
     let pods: Api<PartialObjectMeta<v1::Pod>> = Api::all(server.client().clone());
     let events = watcher(pods, watcher::Config::default().labels(LABEL));
     pin_mut!(events);

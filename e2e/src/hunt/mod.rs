@@ -16,17 +16,19 @@ mod packet;
 mod place;
 mod random;
 mod report;
+mod safeguard;
 mod settled;
 mod timeline;
 mod trouble;
 mod world;
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
     process::ChildStdout,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -34,6 +36,7 @@ use std::{
 
 pub use report::Report;
 use report::Tally;
+pub use safeguard::{Safeguard, install};
 
 use self::{
     api::Server,
@@ -47,7 +50,7 @@ use self::{
 };
 use crate::{
     cluster::Cluster,
-    error::{Context, Error, Result},
+    error::{Context, Result},
     images,
     progress::Progress,
     site::NODES,
@@ -79,6 +82,7 @@ struct Goal {
     wanted: (usize, usize),
     pods: AtomicUsize,
     changes: AtomicUsize,
+    given_up: AtomicBool,
 }
 
 impl Goal {
@@ -91,7 +95,11 @@ impl Goal {
 
     fn is_reached(&self) -> bool {
         let (pods, changes) = self.reached();
-        pods >= self.wanted.0 && changes >= self.wanted.1
+        self.given_up.load(Ordering::Relaxed) || pods >= self.wanted.0 && changes >= self.wanted.1
+    }
+
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
     }
 
     fn add_pods(&self, count: usize) {
@@ -106,7 +114,7 @@ impl Goal {
 /// Hunts in a cluster in which the chart is installed.
 ///
 /// # Errors
-/// When the lab fails, or a change does not come into place. Wrong packets are no error: the report has them.
+/// When the lab fails. Wrong packets are no error, nor is a change that does not come into place: the report has them.
 pub fn run(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Result<Report> {
     let runtime = tokio::runtime::Runtime::new().context(|| "start a runtime".into())?;
     runtime.block_on(hunt(cluster, settings, progress))
@@ -129,6 +137,7 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
         wanted: (settings.pods, settings.changes),
         pods: AtomicUsize::new(0),
         changes: AtomicUsize::new(0),
+        given_up: AtomicBool::new(false),
     };
     let pods = Random::new(settings.seed.rotate_left(32));
     let work = async {
@@ -137,11 +146,11 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
             change_things(cluster, &server, &world, &mut random, &goal),
         )
     };
-    tokio::select! {
-        done = work => { done?; }
-        ended = churn::note_removals(&server, &world) => ended?,
-        () = tell(progress, &goal, &tally) => {}
-    }
+    let missing = tokio::select! {
+        done = work => done?.1,
+        never = churn::note_removals(&server, &world) => match never {},
+        never = tell(progress, &goal, &tally) => match never {},
+    };
     capture.interrupt()?;
     reader
         .join()
@@ -153,6 +162,7 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
         pods,
         heard: world.pods.values().filter(|pod| pod.heard.is_some()).count(),
         changes,
+        missing,
         tally: held(&tally).clone(),
         lost: capture.lost()?,
         took: start.elapsed(),
@@ -199,18 +209,29 @@ async fn change_things(
     world: &Mutex<World>,
     random: &mut Random,
     goal: &Goal,
-) -> Result<()> {
+) -> Result<Option<String>> {
     while !goal.is_reached() {
         let changes = change::draw(random, &lock(world));
         goal.add_changes(changes.len());
-        make(cluster, server, world, &changes).await?;
+        let missing = make(cluster, server, world, &changes).await?;
+        if missing.is_some() {
+            goal.give_up();
+            return Ok(missing);
+        }
         tokio::time::sleep(PAUSE).await;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Makes changes, and waits until all of them are in place.
-async fn make(cluster: &Cluster, server: &Server, world: &Mutex<World>, changes: &[Change]) -> Result<()> {
+///
+/// Returns what is missing still when they have had their time.
+async fn make(
+    cluster: &Cluster,
+    server: &Server,
+    world: &Mutex<World>,
+    changes: &[Change],
+) -> Result<Option<String>> {
     for change in changes {
         lock(world).change(now(), change);
         server.send(cluster, world, change).await?;
@@ -223,25 +244,19 @@ async fn make(cluster: &Cluster, server: &Server, world: &Mutex<World>, changes:
             let missing = wait.missing(&world, &plans);
             if missing.is_empty() {
                 world.settle(now());
-                return Ok(());
+                return Ok(None);
             }
             missing
         };
         if Instant::now() > deadline {
-            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-            return Err(Error::State(format!(
-                "failed to see in place within {} s: {}; missing: {}",
-                IN_PLACE.as_secs(),
-                changes.join(", "),
-                missing.join(", ")
-            )));
+            return Ok(Some(missing.join(", ")));
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
 /// Says every few seconds how far it is. Ends never.
-async fn tell(progress: &Progress, goal: &Goal, tally: &Mutex<Tally>) {
+async fn tell(progress: &Progress, goal: &Goal, tally: &Mutex<Tally>) -> Infallible {
     loop {
         tokio::time::sleep(TELL).await;
         let (pods, changes) = goal.reached();

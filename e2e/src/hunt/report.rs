@@ -88,6 +88,8 @@ pub struct Report {
     pub heard: usize,
     /// Changes that were made.
     pub changes: usize,
+    /// What the last change still lacked when it had had its time; nothing where every change came into place.
+    pub missing: Option<String>,
     /// What became of the packets.
     pub tally: Tally,
     /// Packets that the capture had no room for.
@@ -107,6 +109,9 @@ impl Report {
         }
         if self.tally.judged == 0 {
             return Some("no packet was judged: the hunt shows nothing".into());
+        }
+        if let Some(missing) = &self.missing {
+            return Some(format!("a change did not come into place: {missing}"));
         }
         (self.lost > 0).then(|| format!("the capture lost {} packets", self.lost))
     }
@@ -131,6 +136,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.missing.is_some() {
+            writeln!(
+                formatter,
+                "the last changes:\n    {}\n",
+                self.world.last_changes().join("\n    ")
+            )?;
+        }
         for lines in self.tally.time_lines(&self.world) {
             writeln!(formatter, "{lines}\n")?;
         }

@@ -7,7 +7,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::change::Trouble;
+use super::{change::Trouble, place::OUTSIDE};
 use crate::{
     cluster::Cluster,
     error::{Context, Result},
@@ -37,10 +37,7 @@ pub fn make(cluster: &Cluster, trouble: Trouble) -> Result<()> {
             "egressnat-operator",
         ),
         Trouble::KubeProxy(node) => restart_kube_proxy(cluster, &nodes[node]),
-        Trouble::Conntrack(node) => nodes[node]
-            .netns()?
-            .output(Command::new("conntrack").arg("-F"))
-            .map(|_| ()),
+        Trouble::Conntrack(node) => forget_connections(&nodes[node]),
     }
 }
 
@@ -92,6 +89,16 @@ fn processes(cluster: &Cluster, uid: &str, program: &str) -> Result<Vec<Pid>> {
         group.contains(&own) && group.contains(uid) && read("cmdline").contains(program)
     };
     Ok(pids.filter(is_its).map(Pid::from_raw).collect())
+}
+
+/// Those to the hosts outside: without its own to the API server, the operator would be deaf until its watches end.
+fn forget_connections(node: &Node) -> Result<()> {
+    let netns = node.netns()?;
+    for host in OUTSIDE.iter().flatten() {
+        // It fails where there is none.
+        let _ = netns.output(Command::new("conntrack").args(["-D", "-d", &host.to_string()]));
+    }
+    Ok(())
 }
 
 fn restart_kube_proxy(cluster: &Cluster, node: &Node) -> Result<()> {

@@ -29,6 +29,9 @@ pub fn lock(world: &Mutex<World>) -> MutexGuard<'_, World> {
     world.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How many of the last changes are told.
+const TOLD: usize = 20;
+
 /// A pod of the hunt.
 #[derive(Debug, Clone)]
 pub struct Pod {
@@ -160,6 +163,15 @@ impl World {
             }
         }
         possible_sources(self.policies.values(), &labels, (pod.node, destination), span)
+    }
+
+    /// The last things that were changed, in order; times in seconds from now.
+    #[must_use]
+    pub fn last_changes(&self) -> Vec<String> {
+        let (now, first) = (now(), self.journal.len().saturating_sub(TOLD));
+        let told = self.journal[first..].iter();
+        told.map(|(time, what)| format!("{:+9.3} s  {what}", seconds(*time, now)))
+            .collect()
     }
 
     /// What happened to a pod, and what was changed around a moment, in order; times in seconds from then.

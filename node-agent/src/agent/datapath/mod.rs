@@ -18,7 +18,7 @@ use self::pods::Basis;
 use self::ports::Ports;
 use self::repair::Held;
 use super::metrics::Counters;
-use crate::cli::Cli;
+use crate::cli::{Cli, Safeguard};
 use crate::compile;
 use crate::diff::flows::{Concerned, Verdicts};
 use crate::diff::{self, NetObject, NetStep, NftStep, ObservedTable, Touched};
@@ -119,6 +119,10 @@ impl Datapath {
             false => Nft::open_to_all()?,
         };
         let table_monitor = (!nft.can_own()).then(|| TableMonitor::open(&nft)).transpose();
+        let mut conntrack = Conntrack::open()?;
+        if cli.unsafe_without.contains(&Safeguard::Conntrack) {
+            conntrack.keep_everything();
+        }
         Ok(Self {
             node: cli.node_name.clone(),
             numbers,
@@ -128,7 +132,7 @@ impl Datapath {
             table_monitor: table_monitor.map_err(MonitorError::from)?,
             nat_monitor: None,
             nft,
-            conntrack: Conntrack::open()?,
+            conntrack,
             known: None,
             held: None,
             verify: true,

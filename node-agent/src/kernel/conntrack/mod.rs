@@ -117,6 +117,8 @@ pub struct Conntrack {
     wire: Wire,
     /// Not all kernels can delete by address.
     deletes_by_source: bool,
+    /// Whether anything is deleted.
+    deletes: bool,
 }
 
 impl Conntrack {
@@ -125,7 +127,13 @@ impl Conntrack {
         Ok(Self {
             wire: Wire::open().map_err(ConntrackError::Open)?,
             deletes_by_source: true,
+            deletes: true,
         })
+    }
+
+    /// From now on every deletion is left undone: what a safeguard is for shows without it.
+    pub fn keep_everything(&mut self) {
+        self.deletes = false;
     }
 
     /// Shows each entry to `each`, while they come: none are kept. Where the kernel resizes its table
@@ -240,6 +248,9 @@ impl Conntrack {
     }
 
     async fn delete_all(&mut self, deletions: Vec<Request>) -> Result<(), ConntrackError> {
+        if !self.deletes {
+            return Ok(());
+        }
         let mut outcome = Ok(());
         let answered = |answer: Result<_, NetlinkError>| match answer {
             Err(refusal) if refusal.errno() != Some(Errno::ENOENT) && outcome.is_ok() => {
