@@ -31,6 +31,9 @@ struct Cli {
     /// What it is made from; printed, so that a hunt can be made again.
     #[arg(long)]
     seed: Option<u64>,
+    /// End at once when a packet was wrong.
+    #[arg(long)]
+    until_wrong: bool,
     /// A value for the chart, as helm's `--set` takes it.
     #[arg(long = "set")]
     values: Vec<String>,
@@ -64,6 +67,7 @@ fn run(cli: &Cli) -> Result<Report> {
         pods: cli.pods,
         changes: cli.changes,
         seed: cli.seed.unwrap_or_else(any_seed),
+        until_wrong: cli.until_wrong,
         sender: programs.with_file_name("sender"),
     };
     let progress = Progress::new(false);

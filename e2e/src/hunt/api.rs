@@ -155,14 +155,15 @@ impl Server {
         found(pods.delete(name, &params).await)
     }
 
-    /// Every node's plan.
+    /// Every policy, and every node's plan.
     ///
     /// # Errors
     /// When the API server does not answer.
-    pub async fn plans(&self) -> Result<Vec<EgressPlan>> {
-        let plans: Api<EgressPlan> = self.all();
-        let list = plans.list(&ListParams::default()).await.map_err(state)?;
-        Ok(list.items)
+    pub async fn shown(&self) -> Result<(Vec<EgressNATPolicy>, Vec<EgressPlan>)> {
+        let (policies, plans) = (self.all::<EgressNATPolicy>(), self.all::<EgressPlan>());
+        let all = ListParams::default();
+        let shown = futures::try_join!(policies.list(&all), plans.list(&all)).map_err(state)?;
+        Ok((shown.0.items, shown.1.items))
     }
 
     async fn label_node(&self, node: usize, labels: Value) -> Result<()> {

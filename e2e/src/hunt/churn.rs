@@ -13,8 +13,8 @@ use kube_runtime::watcher::{self, Event, watcher};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    Goal,
     api::{Grace, Server},
+    goal::Goal,
     place::{FIRST_PORT, LABEL, NAMESPACES, VALUES},
     random::Random,
     timeline::{Time, Timeline},
@@ -32,7 +32,13 @@ const BEHIND: usize = 30;
 const SILENT: Time = 15_000_000_000;
 
 /// Waves of pods until the goal is reached.
-pub async fn run(server: &Server, world: &Arc<Mutex<World>>, mut random: Random, goal: &Goal) -> Result<()> {
+pub async fn run(
+    server: Server,
+    world: Arc<Mutex<World>>,
+    mut random: Random,
+    goal: Arc<Goal>,
+) -> Result<()> {
+    let (server, world) = (&server, &*world);
     let mut clock = interval(Duration::from_secs(1));
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut created = 0;
@@ -57,8 +63,20 @@ pub async fn run(server: &Server, world: &Arc<Mutex<World>>, mut random: Random,
     Ok(())
 }
 
+/// Deletes all that are left.
+pub async fn end(server: &Server, world: &Mutex<World>) -> Result<()> {
+    let is_there = |(port, pod): (&u16, &Pod)| pod.deleted.is_none().then_some(*port);
+    let left: Vec<u16> = lock(world).pods.iter().filter_map(is_there).collect();
+    try_join_all(
+        left.into_iter()
+            .map(|port| delete(server, world, port, Grace::Now)),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Notes when pods are gone from the API server. Ends never.
-pub async fn note_removals(server: &Server, world: &Mutex<World>) -> Infallible {
+pub async fn note_removals(server: Server, world: Arc<Mutex<World>>) -> Infallible {
     let pods: Api<PartialObjectMeta<v1::Pod>> = Api::all(server.client().clone());
     let events = watcher(pods, watcher::Config::default().labels(LABEL));
     pin_mut!(events);
@@ -69,7 +87,7 @@ pub async fn note_removals(server: &Server, world: &Mutex<World>) -> Infallible 
         };
         if let Event::Delete(pod) = event {
             let uid = pod.uid().unwrap_or_default();
-            let mut world = lock(world);
+            let mut world = lock(&world);
             if let Some(pod) = world.pods.values_mut().find(|pod| pod.uid == uid) {
                 pod.removed.get_or_insert_with(now);
             }
@@ -110,7 +128,7 @@ fn draw(random: &mut Random, number: usize) -> (u16, Pod, bool) {
 
 async fn create(
     server: &Server,
-    world: &Arc<Mutex<World>>,
+    world: &Mutex<World>,
     (port, mut pod, obeys): (u16, Pod, bool),
 ) -> Result<()> {
     {
@@ -143,7 +161,7 @@ fn choose(random: &mut Random, world: &World) -> Vec<(u16, Grace)> {
     wave
 }
 
-async fn delete(server: &Server, world: &Arc<Mutex<World>>, port: u16, grace: Grace) -> Result<()> {
+async fn delete(server: &Server, world: &Mutex<World>, port: u16, grace: Grace) -> Result<()> {
     let chosen = lock(world).pods.get_mut(&port).map(|pod| {
         pod.deleted = Some(now());
         (pod.namespace, pod.name.clone())

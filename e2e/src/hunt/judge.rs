@@ -49,7 +49,8 @@ pub fn judge(packet: &Packet, world: &World) -> Judgement {
     if source == Source::Nobody {
         return Judgement::Wrong(Why::NobodysAddress);
     }
-    let Some(pod) = packet.port.and_then(|port| world.pods.get(&port)) else {
+    let sender = packet.port.filter(|_| packet.forwarded);
+    let Some(pod) = sender.and_then(|port| world.pods.get(&port)) else {
         return Judgement::Foreign;
     };
     if packet.name.as_ref().is_some_and(|name| *name != pod.name) {
@@ -126,6 +127,8 @@ mod tests {
             source,
             destination: 0,
             port: Some(FIRST_PORT),
+            what: "UDP",
+            forwarded: true,
             name: Some("hunt-0".into()),
         }
     }
@@ -202,7 +205,9 @@ mod tests {
         assert_eq!(judge(&packet, &world), Judgement::Right);
         packet.name = Some("hunt-1".into());
         assert_eq!(judge(&packet, &world), Judgement::Wrong(Why::OtherName));
-        packet.port = Some(FIRST_PORT + 1);
+        packet.forwarded = false;
+        assert_eq!(judge(&packet, &world), Judgement::Foreign);
+        (packet.forwarded, packet.port) = (true, Some(FIRST_PORT + 1));
         assert_eq!(judge(&packet, &world), Judgement::Foreign);
     }
 }

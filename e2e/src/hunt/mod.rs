@@ -8,8 +8,11 @@
 
 mod api;
 mod change;
+mod changing;
 mod churn;
+mod goal;
 mod judge;
+mod misdirected;
 mod model;
 mod outside;
 mod packet;
@@ -24,12 +27,10 @@ mod world;
 
 use std::{
     convert::Infallible,
+    panic,
     path::PathBuf,
     process::ChildStdout,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -40,13 +41,13 @@ pub use safeguard::{Safeguard, install};
 
 use self::{
     api::Server,
-    change::Change,
+    changing::End,
+    goal::Goal,
     outside::{Outside, next_packet},
     packet::Frames,
     place::EGRESS,
     random::Random,
-    settled::Wait,
-    world::{Pod, World, lock, now},
+    world::{Pod, World, lock},
 };
 use crate::{
     cluster::Cluster,
@@ -56,11 +57,10 @@ use crate::{
     site::NODES,
 };
 
-/// How long a change may take until it is in place: longer than a new operator waits for the dead one's lease.
-const IN_PLACE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(30);
-/// Between two changes.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long nothing must come from pods that are deleted, and how long the kubelets have for that.
+const SILENCE: Duration = Duration::from_secs(3);
+const AT_THE_END: Duration = Duration::from_secs(90);
 const TELL: Duration = Duration::from_secs(5);
 
 /// What a hunt is asked for.
@@ -72,43 +72,10 @@ pub struct Settings {
     pub changes: usize,
     /// What the pods, the changes and their order are made from.
     pub seed: u64,
+    /// Ends at once when a packet was wrong.
+    pub until_wrong: bool,
     /// The program that the pods run.
     pub sender: PathBuf,
-}
-
-/// What is to be reached, and what has been.
-#[derive(Debug)]
-struct Goal {
-    wanted: (usize, usize),
-    pods: AtomicUsize,
-    changes: AtomicUsize,
-    given_up: AtomicBool,
-}
-
-impl Goal {
-    fn reached(&self) -> (usize, usize) {
-        (
-            self.pods.load(Ordering::Relaxed),
-            self.changes.load(Ordering::Relaxed),
-        )
-    }
-
-    fn is_reached(&self) -> bool {
-        let (pods, changes) = self.reached();
-        self.given_up.load(Ordering::Relaxed) || pods >= self.wanted.0 && changes >= self.wanted.1
-    }
-
-    fn give_up(&self) {
-        self.given_up.store(true, Ordering::Relaxed);
-    }
-
-    fn add_pods(&self, count: usize) {
-        self.pods.fetch_add(count, Ordering::Relaxed);
-    }
-
-    fn add_changes(&self, count: usize) {
-        self.changes.fetch_add(count, Ordering::Relaxed);
-    }
 }
 
 /// Hunts in a cluster in which the chart is installed.
@@ -122,39 +89,42 @@ pub fn run(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Resul
 
 async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Result<Report> {
     let start = Instant::now();
-    let mut random = Random::new(settings.seed);
     let server = Server::of(cluster).await?;
     let world = Arc::new(Mutex::new(World::new()));
     let outside = prepare(cluster, settings, &server).await?;
     progress.step(&format!("hunting with SEED={}", settings.seed));
+    let goal = Arc::new(Goal::new((settings.pods, settings.changes)));
     let (capture, frames) = outside.capture()?;
     let tally = Arc::new(Mutex::new(Tally::default()));
     let reader = {
         let (world, tally) = (Arc::clone(&world), Arc::clone(&tally));
-        thread::spawn(move || read(frames, &world, &tally))
+        let goal = settings.until_wrong.then(|| Arc::clone(&goal));
+        thread::spawn(move || read(frames, &world, &tally, goal.as_deref()))
     };
-    let goal = Goal {
-        wanted: (settings.pods, settings.changes),
-        pods: AtomicUsize::new(0),
-        changes: AtomicUsize::new(0),
-        given_up: AtomicBool::new(false),
-    };
+
+    // Tasks of their own: changing things blocks its thread at times.
     let pods = Random::new(settings.seed.rotate_left(32));
-    let work = async {
-        tokio::try_join!(
-            churn::run(&server, &world, pods, &goal),
-            change_things(cluster, &server, &world, &mut random, &goal),
-        )
-    };
-    let missing = tokio::select! {
-        done = work => done?.1,
-        never = churn::note_removals(&server, &world) => match never {},
+    let churn = tokio::spawn(churn::run(
+        server.clone(),
+        Arc::clone(&world),
+        pods,
+        Arc::clone(&goal),
+    ));
+    let removals = tokio::spawn(churn::note_removals(server.clone(), Arc::clone(&world)));
+    let End { missing, misdirected } = tokio::select! {
+        end = changing::run(cluster, &server, &world, Random::new(settings.seed), &goal) => end?,
         never = tell(progress, &goal, &tally) => match never {},
     };
+    churn
+        .await
+        .unwrap_or_else(|error| panic::resume_unwind(error.into_panic()))?;
+    churn::end(&server, &world).await?;
+    let silent = silence(&tally).await;
+    removals.abort();
     capture.interrupt()?;
     reader
         .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        .unwrap_or_else(|panic| panic::resume_unwind(panic))?;
     let world = lock(&world).clone();
     let (pods, changes) = goal.reached();
     Ok(Report {
@@ -163,6 +133,8 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
         heard: world.pods.values().filter(|pod| pod.heard.is_some()).count(),
         changes,
         missing,
+        misdirected,
+        silent,
         tally: held(&tally).clone(),
         lost: capture.lost()?,
         took: start.elapsed(),
@@ -184,11 +156,12 @@ async fn prepare(cluster: &Cluster, settings: &Settings, server: &Server) -> Res
     Ok(outside)
 }
 
-/// Judges packets until the capture ends.
+/// Judges packets until the capture ends. With a goal, the first wrong one is the end.
 fn read(
     mut frames: Frames<std::io::BufReader<ChildStdout>>,
     world: &Mutex<World>,
     tally: &Mutex<Tally>,
+    until_wrong: Option<&Goal>,
 ) -> Result<()> {
     let mut frame = Vec::new();
     let broken = || "read the capture".to_owned();
@@ -197,62 +170,29 @@ fn read(
         if let Some(pod) = packet.port.and_then(|port| world.pods.get_mut(&port)) {
             pod.heard.get_or_insert(packet.at);
         }
-        held(tally).take(&packet, &world);
+        let mut tally = held(tally);
+        tally.take(&packet, &world);
+        if let Some(goal) = until_wrong.filter(|_| tally.wrong > 0) {
+            goal.give_up();
+        }
     }
     Ok(())
 }
 
-/// One batch of changes after the other, each after the one before is in place, until the goal is reached.
-async fn change_things(
-    cluster: &Cluster,
-    server: &Server,
-    world: &Mutex<World>,
-    random: &mut Random,
-    goal: &Goal,
-) -> Result<Option<String>> {
-    while !goal.is_reached() {
-        let changes = change::draw(random, &lock(world));
-        goal.add_changes(changes.len());
-        let missing = make(cluster, server, world, &changes).await?;
-        if missing.is_some() {
-            goal.give_up();
-            return Ok(missing);
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(None)
-}
-
-/// Makes changes, and waits until all of them are in place.
-///
-/// Returns what is missing still when they have had their time.
-async fn make(
-    cluster: &Cluster,
-    server: &Server,
-    world: &Mutex<World>,
-    changes: &[Change],
-) -> Result<Option<String>> {
-    for change in changes {
-        lock(world).change(now(), change);
-        server.send(cluster, world, change).await?;
-    }
-    let (deadline, mut wait) = (Instant::now() + IN_PLACE, Wait::new(now()));
-    loop {
-        let plans = server.plans().await?;
-        let missing = {
-            let mut world = lock(world);
-            let missing = wait.missing(&world, &plans);
-            if missing.is_empty() {
-                world.settle(now());
-                return Ok(None);
-            }
-            missing
-        };
-        if Instant::now() > deadline {
-            return Ok(Some(missing.join(", ")));
-        }
+/// Waits until no packet has come for a while, all pods being deleted. Whether it came to that.
+async fn silence(tally: &Mutex<Tally>) -> bool {
+    let (deadline, mut last, mut since) = (Instant::now() + AT_THE_END, 0, Instant::now());
+    while since.elapsed() < SILENCE {
         tokio::time::sleep(LOOK).await;
+        let seen = held(tally).seen;
+        if seen != last {
+            (last, since) = (seen, Instant::now());
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
     }
+    true
 }
 
 /// Says every few seconds how far it is. Ends never.

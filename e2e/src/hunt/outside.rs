@@ -44,6 +44,8 @@ impl Outside {
     pub fn create(site: &Site) -> Result<Self> {
         let fabric = Netns::open(&site.netns("fabric"))?;
         let netns = Netns::anonymous()?;
+        // What an earlier hunt has left goes some time after its namespace.
+        let _ = fabric.ip("link del hunt");
         fabric.ip(&format!(
             "link add hunt type veth peer name eth0 netns {}\nlink set hunt master br0 up",
             netns.path().display()

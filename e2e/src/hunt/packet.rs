@@ -5,12 +5,15 @@ use std::{
     net::IpAddr,
 };
 
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
 
 use super::{place, timeline::Time};
 
 /// What the first octets of the stream say: nanoseconds, in this machine's order of octets.
 const MAGIC: [u8; 4] = 0xa1b2_3c4d_u32.to_ne_bytes();
+
+/// The hop limit with which Linux sends.
+const HOPS: u8 = 64;
 
 /// A packet that came to the outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,11 @@ pub struct Packet {
     pub destination: usize,
     /// Its destination port, by which its pod is known.
     pub port: Option<u16>,
+    /// What it carries, for people.
+    pub what: &'static str,
+    /// Whether a node has forwarded it. What a node's own stack has sent, as a reset to a segment of a connection that
+    /// conntrack has forgotten, comes as it was sent: its hop limit is whole.
+    pub forwarded: bool,
     /// The name in its payload, where it has one: a UDP datagram's.
     pub name: Option<String>,
 }
@@ -33,31 +41,51 @@ impl Packet {
     #[must_use]
     pub fn parse(at: Time, frame: &[u8]) -> Option<Self> {
         let sliced = SlicedPacket::from_ethernet(frame).ok()?;
-        let (source, destination) = match sliced.net.as_ref()? {
-            NetSlice::Ipv4(ip) => (
-                IpAddr::from(ip.header().source_addr()),
-                IpAddr::from(ip.header().destination_addr()),
-            ),
-            NetSlice::Ipv6(ip) => (
-                IpAddr::from(ip.header().source_addr()),
-                IpAddr::from(ip.header().destination_addr()),
-            ),
+        let (source, destination, hops) = match sliced.net.as_ref()? {
+            NetSlice::Ipv4(ip) => {
+                let header = ip.header();
+                (
+                    IpAddr::from(header.source_addr()),
+                    IpAddr::from(header.destination_addr()),
+                    header.ttl(),
+                )
+            }
+            NetSlice::Ipv6(ip) => {
+                let header = ip.header();
+                (
+                    IpAddr::from(header.source_addr()),
+                    IpAddr::from(header.destination_addr()),
+                    header.hop_limit(),
+                )
+            }
             NetSlice::Arp(_) => return None,
         };
         let destination = place::outside(destination)?;
-        let (port, name) = match &sliced.transport {
-            Some(TransportSlice::Udp(udp)) => (Some(udp.destination_port()), name(udp.payload())),
-            Some(TransportSlice::Tcp(tcp)) => (Some(tcp.destination_port()), None),
+        let (what, port, name) = match &sliced.transport {
+            Some(TransportSlice::Udp(udp)) => ("UDP", Some(udp.destination_port()), name(udp.payload())),
+            Some(TransportSlice::Tcp(tcp)) => (segment(tcp), Some(tcp.destination_port()), None),
             Some(TransportSlice::Icmpv6(icmp)) if is_neighbour_discovery(icmp.type_u8()) => return None,
-            _ => (None, None),
+            Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)) => ("ICMP", None, None),
+            _ => ("of another protocol", None, None),
         };
         Some(Self {
             at,
             source,
             destination,
             port,
+            what,
+            forwarded: hops < HOPS,
             name,
         })
+    }
+}
+
+fn segment(tcp: &TcpSlice) -> &'static str {
+    match (tcp.syn(), tcp.rst(), tcp.fin()) {
+        (true, ..) => "TCP SYN",
+        (_, true, _) => "TCP RST",
+        (.., true) => "TCP FIN",
+        _ => "TCP",
     }
 }
 
@@ -127,7 +155,7 @@ mod tests {
     fn datagram() -> Vec<u8> {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([2; 6], [4; 6])
-            .ipv4(SOURCE, OUTSIDE, 64)
+            .ipv4(SOURCE, OUTSIDE, 63)
             .udp(5, 1030)
             .write(&mut frame, b"hunt-6 77")
             .unwrap();
@@ -142,13 +170,15 @@ mod tests {
             source: SOURCE.into(),
             destination: 1,
             port: Some(1030),
+            what: "UDP",
+            forwarded: true,
             name: Some("hunt-6".into()),
         };
         assert_eq!(packet, expected);
     }
 
     #[test]
-    fn a_syn_has_its_port_alone() {
+    fn a_syn_has_its_port_alone_and_a_whole_hop_limit_is_a_nodes_own() {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([2; 6], [4; 6])
             .ipv6(
@@ -165,6 +195,7 @@ mod tests {
             (packet.destination, packet.port, packet.name),
             (0, Some(1031), None)
         );
+        assert_eq!((packet.what, packet.forwarded), ("TCP SYN", false));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{
     judge::{Judgement, Why, judge},
     packet::Packet,
+    place::OUTSIDE,
     timeline::Time,
     world::World,
 };
@@ -23,7 +24,7 @@ pub struct Tally {
     pub judged: u64,
     /// Those that were wrong.
     pub wrong: u64,
-    kinds: BTreeMap<(String, Why, IpAddr), Kind>,
+    kinds: BTreeMap<(Why, String, IpAddr), Kind>,
 }
 
 /// Wrong packets of one pod, with one source, for one reason.
@@ -33,6 +34,7 @@ struct Kind {
     first: Time,
     last: Time,
     port: Option<u16>,
+    what: String,
 }
 
 impl Tally {
@@ -49,12 +51,13 @@ impl Tally {
         let name = pod.map_or_else(|| "nobody".to_owned(), |pod| pod.name.clone());
         let kind = self
             .kinds
-            .entry((name, why, packet.source))
+            .entry((why, name, packet.source))
             .or_insert_with(|| Kind {
                 count: 0,
                 first: packet.at,
                 last: packet.at,
                 port: packet.port,
+                what: format!("{} to {}", packet.what, OUTSIDE[packet.destination][0]),
             });
         kind.count += 1;
         kind.last = packet.at;
@@ -62,11 +65,11 @@ impl Tally {
 
     /// Wrong packets with their time lines.
     fn time_lines(&self, world: &World) -> Vec<String> {
-        let told = self.kinds.iter().take(TOLD).map(|((name, why, source), kind)| {
+        let told = self.kinds.iter().take(TOLD).map(|((why, name, source), kind)| {
             let lasted = Duration::from_nanos(kind.last - kind.first);
             let head = format!(
-                "{name}: {} packets {why}, {source}, within {lasted:.3?}",
-                kind.count
+                "{name}: {} packets {why}, {source}, within {lasted:.3?}, the first {}",
+                kind.count, kind.what
             );
             let pod = kind.port.and_then(|port| world.pods.get(&port));
             let lines = pod.map_or(Vec::new(), |pod| world.time_line(pod, kind.first));
@@ -90,6 +93,10 @@ pub struct Report {
     pub changes: usize,
     /// What the last change still lacked when it had had its time; nothing where every change came into place.
     pub missing: Option<String>,
+    /// Packets that came to a node which is no gateway for them.
+    pub misdirected: u64,
+    /// Nothing came any more once all pods were deleted.
+    pub silent: bool,
     /// What became of the packets.
     pub tally: Tally,
     /// Packets that the capture had no room for.
@@ -113,6 +120,9 @@ impl Report {
         if let Some(missing) = &self.missing {
             return Some(format!("a change did not come into place: {missing}"));
         }
+        if !self.silent {
+            return Some("pods still send long after their deletion".into());
+        }
         (self.lost > 0).then(|| format!("the capture lost {} packets", self.lost))
     }
 
@@ -126,6 +136,7 @@ impl Report {
             "seen": self.tally.seen,
             "judged": self.tally.judged,
             "wrong": self.tally.wrong,
+            "misdirected": self.misdirected,
             "lost": self.lost,
             "seed": self.seed,
             "seconds": self.took.as_secs(),
@@ -150,7 +161,7 @@ impl fmt::Display for Report {
             writeln!(formatter, "and {} more such\n", self.tally.kinds.len() - TOLD)?;
         }
         let mut reasons: BTreeMap<Why, (usize, u64)> = BTreeMap::new();
-        for ((_, why, _), kind) in &self.tally.kinds {
+        for ((why, _, _), kind) in &self.tally.kinds {
             let sum = reasons.entry(*why).or_default();
             *sum = (sum.0 + 1, sum.1 + kind.count);
         }
@@ -164,6 +175,7 @@ impl fmt::Display for Report {
             (self.tally.seen, "packets seen"),
             (self.tally.judged, "packets judged"),
             (self.tally.wrong, "packets wrong"),
+            (self.misdirected, "packets at a node that is no gateway for them"),
             (self.lost, "packets lost by the capture"),
         ] {
             writeln!(formatter, "{count:>10} {what}")?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use egressnat_crds::{EgressPlan, plan::PlanPolicy};
+use egressnat_crds::{EgressNATPolicy, EgressPlan, plan::PlanPolicy};
+use kube::ResourceExt;
 
 use super::{
     model::{Policy, applies},
-    place::{EGRESS, OUTSIDE},
+    place::{EGRESS, NAMESPACES, OUTSIDE},
     timeline::Time,
     world::{Pod, World},
 };
@@ -30,9 +31,14 @@ impl Wait {
         }
     }
 
-    /// Looks at the plans; returns what is missing still.
-    pub fn missing(&mut self, world: &World, plans: &[EgressPlan]) -> Vec<String> {
-        let mut missing = Vec::new();
+    /// Looks at what the API server shows; returns what is missing still.
+    pub fn missing(
+        &mut self,
+        world: &World,
+        policies: &[EgressNATPolicy],
+        plans: &[EgressPlan],
+    ) -> Vec<String> {
+        let mut missing = unread(world, policies);
         for (node, spec) in NODES.iter().enumerate() {
             let Some(plan) = plans
                 .iter()
@@ -64,6 +70,22 @@ impl Wait {
     }
 }
 
+/// Policies of which the operator has not said yet that it knows them as they are.
+fn unread(world: &World, policies: &[EgressNATPolicy]) -> Vec<String> {
+    let is_read = |name: &str| {
+        let policy = policies.iter().find(|policy| policy.name_any() == name)?;
+        let conditions = &policy.status.as_ref()?.conditions;
+        let accepted = conditions
+            .iter()
+            .find(|condition| condition.type_ == "Accepted")?;
+        Some(accepted.observed_generation == policy.metadata.generation)
+    };
+    let unread = world
+        .current_policies()
+        .filter(|(name, _)| is_read(name) != Some(true));
+    unread.map(|(name, _)| format!("{name} is not read")).collect()
+}
+
 /// Where a plan says something else than the history.
 fn contradictions(world: &World, plan: &EgressPlan, node: usize, sent: Time) -> Vec<String> {
     let policies: BTreeMap<&str, &Policy> = world.current_policies().collect();
@@ -77,7 +99,23 @@ fn contradictions(world: &World, plan: &EgressPlan, node: usize, sent: Time) -> 
         .policies
         .iter()
         .filter_map(|own| of_policy(world, own, *policies.get(own.name.as_str())?, node));
-    of_pods.chain(of_policies).collect()
+    of_pods.chain(of_policies).chain(of_gate(world, plan)).collect()
+}
+
+/// A pod that is to come must be waited for in every namespace that a policy may select from.
+fn of_gate(world: &World, plan: &EgressPlan) -> Option<String> {
+    let gate = plan.spec.gate.as_ref()?;
+    let may_select = |policy: &Policy, label| policy.selector.namespace.is_none_or(|wanted| wanted == label);
+    NAMESPACES
+        .iter()
+        .zip(&world.namespaces)
+        .filter(|(_, label)| {
+            world
+                .current_policies()
+                .any(|(_, policy)| may_select(policy, *label.last()))
+        })
+        .find(|(name, _)| !gate.namespaces.iter().any(|gated| gated == *name))
+        .map(|(name, _)| format!("the gate of {} does not know {name}", plan.name_any()))
 }
 
 /// A pod that came after what is waited for, and is not known yet, will be known with it.
