@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::interval::Interval;
-use crate::policy::NoGateway;
+use crate::policy::{NoGateway, OnChange};
 use crate::ports::PortRange;
 
 /// Highest policy id: 14 bits, since bits 14 and 15 of a packet mark belong to Kubernetes.
@@ -146,6 +146,9 @@ pub struct SourceRole {
     /// What happens to packets that no gateway can take.
     #[serde(default)]
     pub no_gateway: NoGateway,
+    /// What happens to TCP connections that are older than the policy's hold on their pod.
+    #[serde(default)]
+    pub on_change: OnChange,
 }
 
 /// What this node does as a policy's gateway.

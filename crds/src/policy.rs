@@ -137,6 +137,9 @@ pub struct EgressNATPolicySpec {
     /// What happens to the selected pods' packets while no gateway can take them.
     #[serde(default)]
     pub no_gateway: NoGateway,
+    /// What happens to TCP connections that a pod has already when the policy comes to apply to them.
+    #[serde(default)]
+    pub on_change: OnChange,
 }
 
 /// One entry of `selectors`: a pod is selected when all the selectors given here match.
@@ -215,6 +218,17 @@ pub enum NoGateway {
     Drop,
     /// They leave as those of any other pod, with their node's address.
     NodeIP,
+}
+
+/// What happens to TCP connections that are older than the policy's hold on their pod. Their next packet would leave
+/// with another address than those before it, and the server would take it for a stranger's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum OnChange {
+    /// They are reset: the pod knows at once that it has to connect anew. No packet of them leaves any more.
+    #[default]
+    Cut,
+    /// They go on with the policy's address, for servers that take them up in the middle.
+    Readdress,
 }
 
 /// What the operator made of a policy.

@@ -156,6 +156,8 @@ pub enum Drop {
     NoAddress,
     /// A selected pod's packet that conntrack cannot place: no NAT would touch it.
     Unplaced,
+    /// A selected pod's packet of a connection that is older than the policy that applies to it.
+    Older,
     /// A policy's packet on its way out by another door than its gateway's.
     WrongDoor,
     /// To the tunnel's port, from an address that is no peer's.
@@ -175,10 +177,11 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Drop; 10] = [
+    pub const ALL: [Drop; 11] = [
         Drop::NoGateway,
         Drop::NoAddress,
         Drop::Unplaced,
+        Drop::Older,
         Drop::WrongDoor,
         Drop::NotPeer,
         Drop::Spoofed,
@@ -201,6 +204,7 @@ impl Drop {
             Self::NoGateway => "drop_no_gateway",
             Self::NoAddress => "drop_no_address",
             Self::Unplaced => "drop_unplaced",
+            Self::Older => "drop_older",
             Self::WrongDoor => "drop_wrong_door",
             Self::NotPeer => "drop_not_peer",
             Self::Spoofed => "drop_spoofed",

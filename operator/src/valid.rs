@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use egressnat_crds::EgressNATPolicySpec;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::Family;
-use egressnat_crds::policy::{NoGateway, PodSelection, ZoneAffinity};
+use egressnat_crds::policy::{NoGateway, OnChange, PodSelection, ZoneAffinity};
 use egressnat_crds::ports::{PortRange, PortRangeError};
 use egressnat_crds::selector::LabelSelector;
 use ipnet::IpNet;
@@ -38,6 +38,8 @@ pub struct ValidPolicy {
     pub source_ports: Option<PortRange>,
     /// What happens without one.
     pub no_gateway: NoGateway,
+    /// What happens to connections that are older.
+    pub on_change: OnChange,
 }
 
 /// What is wrong with a spec, and what to write instead.
@@ -183,6 +185,7 @@ impl ValidPolicy {
             zone_affinity: spec.zone_affinity,
             source_ports: spec.source_ports.as_deref().map(str::parse).transpose()?,
             no_gateway: spec.no_gateway,
+            on_change: spec.on_change,
         };
         if policy.destinations.is_empty() {
             return Err(InvalidSpec::NothingLeft);
@@ -205,6 +208,7 @@ impl ValidPolicy {
             zone_affinity: ZoneAffinity::None,
             source_ports: None,
             no_gateway: spec.no_gateway,
+            on_change: spec.on_change,
         }
     }
 

@@ -6,7 +6,7 @@ use egressnat_crds::{
     EgressPlanSpec,
     interval::Interval,
     plan::{Destination, Family, GatewayRole, Peer, PlanPod, PlanPolicy, Profile, SourceRole},
-    policy::NoGateway,
+    policy::{NoGateway, OnChange},
     ports::PortRange,
 };
 use egressnat_e2e::topology::{API_SERVER, Dual, Node, PODS, Pod, SEGMENT, SERVICES, Topology};
@@ -119,6 +119,7 @@ fn policy(topology: &Topology, id: u16) -> PlanPolicy {
             gateway: Some(topology.gateway.name.into()),
             families: vec![Family::IPv4, Family::IPv6],
             no_gateway: NoGateway::Drop,
+            on_change: OnChange::Cut,
         }),
         gateway: None,
     }

@@ -200,33 +200,6 @@ fn a_flow_is_judged_anew_when_its_pod_is_selected_and_released() {
     }
 }
 
-/// It cannot live on with another address; that it would with the node's is what must not be.
-#[test]
-fn a_tcp_connection_older_than_the_policy_does_not_go_on_with_the_nodes_address() {
-    for cni in CNIS {
-        let lab = Lab::new(Options {
-            cni,
-            ..Options::default()
-        });
-        let Topology { source, gateway, .. } = &lab.topology;
-        let mut talks = Talk::begin(&lab, 0, source.address);
-        lab.apply(&[Policy::new(7)
-            .to(&SEGMENT)
-            .via(gateway, gateway.egress)
-            .select(&source.pods[0])]);
-        for talk in &mut talks {
-            let port = ok(talk.tcp.port());
-            let mut tap = ok(lab.topology.tap());
-            ok(talk.tcp.set_patience(std::time::Duration::from_secs(1)));
-            assert!(talk.tcp.ask().is_err(), "it went on");
-            let seen = ok(tap.wait_for("its packet", |packet| {
-                packet.is_from_port(port) && packet.destination == SERVER.of(talk.family)
-            }));
-            assert_eq!(seen.source, gateway.egress.of(talk.family));
-        }
-    }
-}
-
 #[test]
 fn a_flow_follows_its_policys_egress_address() {
     let lab = Lab::new(Options::default());

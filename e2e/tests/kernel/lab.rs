@@ -1,6 +1,13 @@
 //! The topology with an agent on every node, and what tests ask of it.
 
-use std::{fmt::Debug, net::IpAddr, process::Command, time::Duration};
+use std::{
+    fmt::Debug,
+    net::IpAddr,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use egressnat_agent::{agent::Report, owned::Drop as DropReason};
 use egressnat_e2e::{
@@ -147,6 +154,26 @@ pub fn assert_answered(pod: &Pod, server: IpAddr, expected: IpAddr) {
         expected,
         "{who} by UDP"
     );
+}
+
+/// Does `work` while another thread does `again` over and over, which ends with it, also when it panics.
+pub fn meanwhile(again: impl Fn() + Send + Sync, work: impl FnOnce()) {
+    struct End<'a>(&'a AtomicBool);
+    impl std::ops::Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                again();
+            }
+        });
+        let _end = End(&ended);
+        work();
+    });
 }
 
 /// Waits until an agent has dropped so many packets for a reason, and not one more.

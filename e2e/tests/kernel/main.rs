@@ -20,6 +20,7 @@ mod lifecycle;
 mod masquerade;
 mod masquerade_refused;
 mod no_gateway;
+mod on_change;
 mod ports;
 mod protocols;
 mod repair;

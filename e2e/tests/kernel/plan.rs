@@ -7,7 +7,7 @@ use egressnat_crds::{
     EgressPlanSpec,
     interval::Interval,
     plan::{Destination, GatewayRole, Peer, PlanPod, PlanPolicy, Profile, SourceRole},
-    policy::NoGateway,
+    policy::{NoGateway, OnChange},
     ports::PortRange,
 };
 use egressnat_e2e::topology::{API_SERVER, Dual, Family, Node, PODS, Pod, SERVICES, Topology};
@@ -25,6 +25,7 @@ pub struct Policy {
     addresses: Vec<IpAddr>,
     source_ports: Option<PortRange>,
     no_gateway: NoGateway,
+    on_change: OnChange,
     pods: BTreeSet<String>,
 }
 
@@ -38,6 +39,7 @@ impl Policy {
             addresses: Vec::new(),
             source_ports: None,
             no_gateway: NoGateway::Drop,
+            on_change: OnChange::Cut,
             pods: BTreeSet::new(),
         }
     }
@@ -72,6 +74,12 @@ impl Policy {
     /// What happens where no gateway serves a packet.
     pub fn otherwise(mut self, no_gateway: NoGateway) -> Self {
         self.no_gateway = no_gateway;
+        self
+    }
+
+    /// What happens to TCP connections that are older.
+    pub fn on_change(mut self, on_change: OnChange) -> Self {
+        self.on_change = on_change;
         self
     }
 
@@ -203,6 +211,7 @@ fn part(policy: &Policy, node: &Node, own: &[(&Pod, Vec<&Policy>)]) -> Option<Pl
         gateway: policy.gateway.clone(),
         families: families.into_iter().collect(),
         no_gateway: policy.no_gateway,
+        on_change: policy.on_change,
     });
     let is_gateway = policy.gateway.as_deref() == Some(node.name);
     let gateway = is_gateway.then(|| GatewayRole {

@@ -9,7 +9,7 @@ use egressnat_crds::{
     EgressPlanSpec,
     interval::Interval,
     plan::{Destination, Family, PlanPod, PlanPolicy, Profile, SourceRole},
-    policy::NoGateway,
+    policy::{NoGateway, OnChange},
 };
 use egressnat_e2e::topology::{ELSEWHERE, Options, SERVER, Topology};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -31,6 +31,7 @@ fn fill(plan: &mut EgressPlanSpec, gateway: &str) {
         gateway: Some(gateway.into()),
         families: vec![Family::IPv4, Family::IPv6],
         no_gateway: NoGateway::Drop,
+        on_change: OnChange::Cut,
     };
     let policies = (1..=POLICIES).map(|id| PlanPolicy {
         id,

@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
     time::Duration,
 };
 
@@ -17,7 +15,7 @@ use egressnat_e2e::{
 };
 
 use crate::{
-    lab::{Lab, ok},
+    lab::{Lab, meanwhile, ok},
     plan::Policy,
 };
 
@@ -27,23 +25,16 @@ const DEADLINE: Duration = Duration::from_secs(10);
 fn while_sending(pod: &Pod, work: impl FnOnce()) {
     let server = |family| SocketAddr::new(SERVER.of(family), PORT);
     let old = FAMILIES.map(|family| ok(Flow::open(&pod.netns, server(family))));
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            ok(pod.netns.enter());
-            while !done.load(Ordering::Relaxed) {
-                for flow in &old {
-                    // A refusal, for want of a route or by an ICMP error, is no packet.
-                    let _ = flow.send();
-                }
-                for family in FAMILIES {
-                    let _ = Flow::open(&pod.netns, server(family)).and_then(|flow| flow.send());
-                }
-            }
-        });
-        work();
-        done.store(true, Ordering::Relaxed);
-    });
+    let again = || {
+        for flow in &old {
+            // A refusal, for want of a route or by an ICMP error, is no packet.
+            let _ = flow.send();
+        }
+        for family in FAMILIES {
+            let _ = Flow::open(&pod.netns, server(family)).and_then(|flow| flow.send());
+        }
+    };
+    meanwhile(again, work);
 }
 
 /// A datagram for the server. ICMP errors do not count: without a policy those of no connection leave as they are.

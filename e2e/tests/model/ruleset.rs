@@ -191,6 +191,8 @@ impl Table<'_> {
             Statement::TcpSyn => packet.udp_port.is_none(),
             // Conntrack has an entry of the connection, unless told not to.
             Statement::CtUnplaced => packet.untracked,
+            // These packets are their connections' first.
+            Statement::CtConfirmed | Statement::TcpMidstream => false,
             Statement::CtDirection(direction) => {
                 !packet.untracked && packet.is_reply == (*direction == Direction::Reply)
             }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use egressnat_crds::interval::{self, Interval};
 use egressnat_crds::never;
 use egressnat_crds::plan::{EgressPlanSpec, Family, PlanPod, PlanPolicy, Profile, SourceRole};
-use egressnat_crds::policy::NoGateway;
+use egressnat_crds::policy::{NoGateway, OnChange};
 
 use super::table::*;
 use super::{CompileError, Context, FAMILIES, digit, exits};
@@ -37,10 +37,9 @@ impl Context<'_> {
         self.ways(table);
         self.judge(table);
         for policy in self.plan.policies.iter().filter(|p| p.source.is_some()) {
-            table.chain(
-                format!("pol_{}", policy.id),
-                vec![rule([save_id(policy.id), goto("route")])],
-            );
+            let mut rules = older(policy.source.as_ref());
+            rules.push(rule([save_id(policy.id), goto("route")]));
+            table.chain(format!("pol_{}", policy.id), rules);
         }
         for (node, number) in &self.gateways {
             let mark = self.set_routing_mark(RoutingMark::Gateway(*number));
@@ -236,6 +235,21 @@ pub(crate) fn pod_without_profile(plan: &EgressPlanSpec) -> Option<&PlanPod> {
 pub(crate) fn never_captured(plan: &EgressPlanSpec) -> Vec<Interval> {
     let fixed = never::captured().map(|(_, net)| Interval::from(net));
     merge(plan.cluster.iter().copied().chain(fixed))
+}
+
+/// What is kept from getting a policy's id: packets of connections that conntrack knows already, whose translation is
+/// another's, until they have been forgotten; and those that go on after that.
+fn older(source: Option<&SourceRole>) -> Vec<Rule> {
+    let mut rules = vec![drop_if([Statement::CtConfirmed], Drop::Older)];
+    if source.is_some_and(|s| s.on_change == OnChange::Cut) {
+        let counter = Statement::Counter(Drop::Older.counter().into());
+        rules.push(rule([
+            Statement::TcpMidstream,
+            counter,
+            Statement::RejectTcpReset,
+        ]));
+    }
+    rules
 }
 
 /// The rule that looks a destination of `family` up, and the map it looks in. None where no policy of the

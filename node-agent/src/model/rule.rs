@@ -39,6 +39,8 @@ pub enum Statement {
     UdpDport(u16),
     /// `ct state invalid,untracked`: conntrack has no entry for the packet.
     CtUnplaced,
+    /// `ct status confirmed`: the packet is not its connection's first.
+    CtConfirmed,
     /// `ct direction original`. Fails where there is no entry.
     CtDirection(Direction),
     /// `ct mark & MASK == VALUE`. Fails where there is no entry.
@@ -78,6 +80,8 @@ pub enum Statement {
     },
     /// `tcp flags syn / syn,rst`, the protocol's match included.
     TcpSyn,
+    /// `tcp flags != syn / fin,syn,rst,ack`, the protocol's match included: the segment begins no connection.
+    TcpMidstream,
     /// `tcp option maxseg size set N`. The kernel only ever lowers the size.
     ClampMss(u16),
     /// `snat ip to ip saddr`: a binding that keeps the source, and keeps later NAT chains off.
@@ -92,6 +96,8 @@ pub enum Statement {
     Masquerade,
     /// `notrack`.
     Notrack,
+    /// `reject with tcp reset`, which ends the rule and drops the packet. Of TCP segments only.
+    RejectTcpReset,
     /// `counter name "NAME"`: count in the table's named counter.
     Counter(String),
     /// End the rule with a verdict.
@@ -217,6 +223,7 @@ impl fmt::Display for Statement {
             Self::NfProto(Family::IPv6) => write!(f, "meta nfproto ipv6"),
             Self::UdpDport(port) => write!(f, "udp dport {port}"),
             Self::CtUnplaced => write!(f, "ct state invalid,untracked"),
+            Self::CtConfirmed => write!(f, "ct status confirmed"),
             Self::CtDirection(Direction::Original) => write!(f, "ct direction original"),
             Self::CtDirection(Direction::Reply) => write!(f, "ct direction reply"),
             Self::CtMark(m) => write!(f, "ct mark {m}"),
@@ -234,6 +241,7 @@ impl fmt::Display for Statement {
                 write!(f, "meta mark set (ct mark & {mask:#010x}) >> {shift}")
             }
             Self::TcpSyn => write!(f, "tcp flags syn / syn,rst"),
+            Self::TcpMidstream => write!(f, "tcp flags != syn / fin,syn,rst,ack"),
             Self::ClampMss(size) => write!(f, "tcp option maxseg size set {size}"),
             Self::SnatToSaddr(family) => write!(f, "snat {0} to {0} saddr", header(*family)),
             Self::SnatMap(family, key, map) => write!(f, "snat {} to {key} map @{map}", header(*family)),
@@ -243,6 +251,7 @@ impl fmt::Display for Statement {
             Self::SnatPorts(address, ports) => write!(f, "snat ip6 to [{address}]:{ports}"),
             Self::Masquerade => write!(f, "masquerade fully-random"),
             Self::Notrack => write!(f, "notrack"),
+            Self::RejectTcpReset => write!(f, "reject with tcp reset"),
             Self::Counter(name) => write!(f, "counter name \"{name}\""),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }

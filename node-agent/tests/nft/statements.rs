@@ -75,6 +75,7 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
         ("input", Statement::UdpDport(5770), "udp dport 5770"),
         ("postrouting", Statement::Masquerade, "masquerade fully-random"),
         ("prerouting", Statement::CtUnplaced, "ct state invalid,untracked"),
+        ("prerouting", Statement::CtConfirmed, "ct status confirmed"),
         (
             "prerouting",
             Statement::CtDirection(Direction::Original),
@@ -185,6 +186,12 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
         ),
         ("forward", Statement::TcpSyn, "tcp flags syn / syn,rst"),
         (
+            "prerouting",
+            Statement::TcpMidstream,
+            "tcp flags != syn / fin,syn,rst,ack",
+        ),
+        ("prerouting", Statement::RejectTcpReset, "reject with tcp reset"),
+        (
             "forward",
             Statement::ClampMss(1390),
             "tcp option maxseg size set 1390",
@@ -292,12 +299,15 @@ fn no_statement_is_missing() {
         Statement::Counter(_) => 22,
         Statement::Verdict(_) => 23,
         Statement::Masquerade => 24,
+        Statement::CtConfirmed => 25,
+        Statement::TcpMidstream => 26,
+        Statement::RejectTcpReset => 27,
     };
     let shown: BTreeSet<i32> = cases()
         .iter()
         .map(|(_, statement, _)| number(statement))
         .collect();
-    assert_eq!(shown, (0..=24).collect());
+    assert_eq!(shown, (0..=27).collect());
 }
 
 /// The families of a rule are matched once, before the first address.

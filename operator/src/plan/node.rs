@@ -78,10 +78,12 @@ fn policies(name: &str, share: &Share, shared: &Shared) -> Vec<PlanPolicy> {
 fn source_role(name: &str, share: &Share, slot: usize, shared: &Shared) -> SourceRole {
     let gateway = shared.in_force.gateway_of(slot, share.zone.as_deref());
     let gateway = gateway.filter(|g| g.node == name || share.underlay.is_some());
+    let spec = &shared.in_force.policy_of(slot).spec;
     SourceRole {
         gateway: gateway.map(|g| g.node.clone()),
         families: gateway.map(|g| g.families()).unwrap_or_default(),
-        no_gateway: shared.in_force.policy_of(slot).spec.no_gateway,
+        no_gateway: spec.no_gateway,
+        on_change: spec.on_change,
     }
 }
 

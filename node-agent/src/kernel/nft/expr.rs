@@ -79,6 +79,8 @@ pub enum Expr {
     Masquerade,
     /// Write the register's two octets to the size of TCP's option `maxseg`.
     WriteMss,
+    /// Answer with a TCP reset, and drop.
+    RejectTcpReset,
     /// Count in a named counter.
     Counter(Name),
     /// No conntrack for the packet.
@@ -154,6 +156,9 @@ impl Expr {
                 .u32(sys::NFTNL_EXPR_EXTHDR_OFFSET, 2)
                 .u32(sys::NFTNL_EXPR_EXTHDR_LEN, 2)
                 .u32(sys::NFTNL_EXPR_EXTHDR_SREG, r1),
+            Self::RejectTcpReset => Raw::new(c"reject")
+                .u32(sys::NFTNL_EXPR_REJECT_TYPE, libc::NFT_REJECT_TCP_RST as u32)
+                .u8(sys::NFTNL_EXPR_REJECT_CODE, 0),
             Self::Counter(name) => Raw::new(c"objref")
                 .u32(sys::NFTNL_EXPR_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER)
                 .text(sys::NFTNL_EXPR_OBJREF_IMM_NAME, &name),

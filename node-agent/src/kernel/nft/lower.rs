@@ -17,8 +17,12 @@ const NF_CT_STATE_INVALID: u32 = 1 << 0;
 const NF_CT_STATE_UNTRACKED: u32 = 1 << 6;
 const RTN_LOCAL: u32 = 2;
 const RTN_BROADCAST: u32 = 3;
+const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
+// linux/netfilter/nf_conntrack_common.h
+const IPS_CONFIRMED: u32 = 1 << 3;
 
 /// The rule as expressions. `maps` has the data type of each set and map that the rule uses as a set.
 pub fn lower(rule: &Rule, maps: &BTreeMap<String, DataType>) -> Result<Vec<Expr>, &'static str> {
@@ -60,6 +64,11 @@ impl Lowering<'_> {
                 self.mask(NF_CT_STATE_INVALID | NF_CT_STATE_UNTRACKED);
                 self.cmp(libc::NFT_CMP_NEQ, Value::host(0));
             }
+            Statement::CtConfirmed => {
+                self.ct(libc::NFT_CT_STATUS);
+                self.mask(IPS_CONFIRMED);
+                self.cmp(libc::NFT_CMP_NEQ, Value::host(0));
+            }
             Statement::CtDirection(direction) => self.ct_direction(*direction),
             Statement::CtMark(masked) => {
                 self.ct(libc::NFT_CT_MARK);
@@ -86,7 +95,10 @@ impl Lowering<'_> {
                 self.exprs.push(Expr::SetMeta(libc::NFT_META_MARK, R1));
             }
             Statement::MetaMarkFromCtMark { mask, shift } => self.meta_mark_from_ct_mark(*mask, *shift)?,
-            Statement::TcpSyn => self.tcp_syn(),
+            Statement::TcpSyn => self.tcp_flags(TCP_SYN | TCP_RST, libc::NFT_CMP_EQ),
+            Statement::TcpMidstream => {
+                self.tcp_flags(TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK, libc::NFT_CMP_NEQ);
+            }
             Statement::ClampMss(size) => {
                 self.immediate(Value::new(size.to_be_bytes()), R1);
                 self.exprs.push(Expr::WriteMss);
@@ -111,6 +123,7 @@ impl Lowering<'_> {
             }
             Statement::Masquerade => self.exprs.push(Expr::Masquerade),
             Statement::Notrack => self.exprs.push(Expr::Notrack),
+            Statement::RejectTcpReset => self.exprs.push(Expr::RejectTcpReset),
             Statement::Counter(name) => self.exprs.push(Expr::Counter(Name::new(name)?)),
             Statement::Verdict(verdict) => self.verdict(verdict)?,
         }
@@ -304,13 +317,14 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn tcp_syn(&mut self) {
+    /// Of TCP: the flags of `mask` are SYN alone, or are not.
+    fn tcp_flags(&mut self, mask: u8, cmp: i32) {
         const FLAGS: u32 = 13;
         self.l4proto(libc::IPPROTO_TCP);
         self.payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, FLAGS, 1);
-        let (mask, xor) = (Value::new([TCP_SYN | TCP_RST]), Value::new([0]));
+        let (mask, xor) = (Value::new([mask]), Value::new([0]));
         self.exprs.push(Expr::Bitwise { mask, xor });
-        self.equals(Value::new([TCP_SYN]));
+        self.cmp(cmp, Value::new([TCP_SYN]));
     }
 
     fn verdict(&mut self, verdict: &Verdict) -> Result<(), &'static str> {
