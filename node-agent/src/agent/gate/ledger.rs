@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{Destination, MAX_POLICY_ID, PlanPod, PlanPolicy, Profile, SourceRole};
-use egressnat_crds::policy::NoGateway;
+use egressnat_crds::policy::{NoGateway, OnChange};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -180,6 +180,7 @@ fn nowhere(plan: &mut EgressPlanSpec) -> u32 {
             gateway: None,
             families: Vec::new(),
             no_gateway: NoGateway::Drop,
+            on_change: OnChange::Cut,
         }),
         gateway: None,
     });
