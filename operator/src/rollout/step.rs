@@ -65,6 +65,7 @@ impl Step {
                 gateway: kept.and_then(|role| role.gateway.clone()),
                 families: kept.map_or_else(Vec::new, |role| role.families.clone()),
                 no_gateway: kept.map_or(NoGateway::Drop, |_| role.no_gateway),
+                on_change: role.on_change,
             };
             self.keeps.extend(until.gateway.clone());
             self.spec.policies[at].source = Some(until);
