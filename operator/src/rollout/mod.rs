@@ -14,6 +14,8 @@
 
 mod confirmations;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
