@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
 };
 
 use etherparse::{
@@ -14,6 +14,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
 };
 
+use super::Family;
 use crate::{
     error::{Context, Result},
     netns::Netns,
@@ -122,27 +123,60 @@ pub fn icmp_error(source: IpAddr, destination: IpAddr) -> Result<Vec<u8>> {
 /// # Errors
 /// When the packet is none, or there is no route.
 pub fn inject(netns: &Netns, packet: &[u8]) -> Result<()> {
-    let (headers, _) = IpHeaders::from_slice(packet)
-        .map_err(io::Error::other)
-        .context(|| "read a packet".into())?;
-    let send = |family, address: &(dyn nix::sys::socket::SockaddrLike + Sync)| {
-        netns.run(|| {
-            let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
-            sendto(socket.as_raw_fd(), packet, address, MsgFlags::empty())
-        })
+    let family = match packet.first().map(|octet| octet >> 4) {
+        Some(6) => Family::V6,
+        _ => Family::V4,
     };
-    let sent = match headers {
-        IpHeaders::Ipv4(header, _) => {
-            let to = SocketAddrV4::new(header.destination.into(), 0);
-            send(AddressFamily::Inet, &SockaddrIn::from(to))
-        }
-        IpHeaders::Ipv6(header, _) => {
-            let to = SocketAddrV6::new(header.destination.into(), 0, 0, 0);
-            send(AddressFamily::Inet6, &SockaddrIn6::from(to))
-        }
-    };
-    sent?.context(|| "send a raw packet".into())?;
-    Ok(())
+    Injector::open(netns, family)?.send(packet)
+}
+
+/// A raw socket inside a namespace, for many packets of a family.
+#[derive(Debug)]
+pub struct Injector {
+    socket: OwnedFd,
+    family: Family,
+}
+
+impl Injector {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn open(netns: &Netns, family: Family) -> Result<Self> {
+        let of = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        let opened = netns.run(|| socket(of, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw))?;
+        let socket = opened.context(|| "open a raw socket".into())?;
+        Ok(Self { socket, family })
+    }
+
+    /// Sends a whole IP packet, by the namespace's routes, to the destination that its header says.
+    ///
+    /// # Errors
+    /// When the packet is too short to have one, or the kernel refuses it.
+    pub fn send(&self, packet: &[u8]) -> Result<()> {
+        let (fd, flags) = (self.socket.as_raw_fd(), MsgFlags::empty());
+        let sent = match self.family {
+            Family::V4 => destination(packet, 16).map(|octets: [u8; 4]| {
+                let to = SocketAddrV4::new(octets.into(), 0);
+                sendto(fd, packet, &SockaddrIn::from(to), flags)
+            }),
+            Family::V6 => destination(packet, 24).map(|octets: [u8; 16]| {
+                let to = SocketAddrV6::new(octets.into(), 0, 0, 0);
+                sendto(fd, packet, &SockaddrIn6::from(to), flags)
+            }),
+        };
+        let sent = sent.ok_or_else(|| io::Error::other("no destination"));
+        sent.and_then(|sent| sent.map_err(io::Error::from))
+            .context(|| "send a raw packet".into())?;
+        Ok(())
+    }
+}
+
+fn destination<const N: usize>(packet: &[u8], at: usize) -> Option<[u8; N]> {
+    packet.get(at..at + N)?.try_into().ok()
 }
 
 fn ip(source: IpAddr, destination: IpAddr) -> io::Result<PacketBuilderStep<IpHeaders>> {

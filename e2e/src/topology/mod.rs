@@ -30,7 +30,9 @@ mod vxlan;
 pub use address::{Dual, FAMILIES, Family, in_pod_range, on_segment};
 pub use client::{Conversation, Flow, PORT, ask_tcp, ask_udp, download, knock_tcp, knock_udp, ping, upload};
 pub use cni::Cni;
-pub use inject::{Flags, icmp_error, inject, ip_packet, tcp_segment, udp_datagram, udp_lite_datagram};
+pub use inject::{
+    Flags, Injector, icmp_error, inject, ip_packet, tcp_segment, udp_datagram, udp_lite_datagram,
+};
 pub use node::{Node, Pod};
 pub use packet::{Packet, Transport};
 pub use sctp::{Chunk, is_intact, sctp_packet};

@@ -20,7 +20,8 @@ pub struct Node {
     pub egress: Dual,
     /// Its pods.
     pub pods: Vec<Pod>,
-    number: u8,
+    /// Its number, which is in its pods' addresses.
+    pub number: u8,
 }
 
 /// A pod.

@@ -54,9 +54,39 @@ pub enum Transport {
 }
 
 impl Packet {
-    /// Takes an Ethernet frame apart. `None` for what is no IP.
+    /// Takes an Ethernet frame apart. `None` for what is no IP. Of what is broken beyond the addresses, these are told.
     #[must_use]
     pub fn parse(interface: &str, frame: &[u8]) -> Option<Self> {
+        Self::whole(interface, frame).or_else(|| Self::broken(interface, frame))
+    }
+
+    fn broken(interface: &str, frame: &[u8]) -> Option<Self> {
+        let packet = frame.get(14..)?;
+        fn address<const N: usize>(packet: &[u8], at: usize) -> Option<IpAddr>
+        where
+            [u8; N]: Into<IpAddr>,
+        {
+            let octets: [u8; N] = packet.get(at..at + N)?.try_into().ok()?;
+            Some(octets.into())
+        }
+        let (source, destination, protocol) = match frame.get(12..14)? {
+            [0x08, 0x00] => (address::<4>(packet, 12)?, address::<4>(packet, 16)?, packet[9]),
+            [0x86, 0xdd] => (address::<16>(packet, 8)?, address::<16>(packet, 24)?, packet[6]),
+            _ => return None,
+        };
+        Some(Self {
+            interface: interface.to_owned(),
+            source,
+            destination,
+            transport: Transport::Other {
+                protocol,
+                payload: Vec::new(),
+            },
+            tunnelled: None,
+        })
+    }
+
+    fn whole(interface: &str, frame: &[u8]) -> Option<Self> {
         let headers = PacketHeaders::from_ethernet_slice(frame).ok()?;
         let (source, destination) = match headers.net.as_ref()? {
             NetHeaders::Ipv4(header, _) => (IpAddr::from(header.source), IpAddr::from(header.destination)),

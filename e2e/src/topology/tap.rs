@@ -74,6 +74,15 @@ impl Tap {
         }
     }
 
+    /// Everything seen since the last time, which is forgotten.
+    ///
+    /// # Errors
+    /// When the socket cannot be read.
+    pub fn take(&mut self) -> Result<Vec<Packet>> {
+        self.packets()?;
+        Ok(std::mem::take(&mut self.packets))
+    }
+
     fn keep(&mut self, frame: &[u8], from: Option<LinkAddr>) {
         let Some(from) = from.filter(|from| from.pkttype() != OUTGOING) else {
             return;

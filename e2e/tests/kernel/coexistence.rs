@@ -7,6 +7,8 @@ use egressnat_e2e::topology::{Cni, ELSEWHERE, Node, Options, SEGMENT, SERVER, To
 use crate::{
     lab::{Lab, ok},
     plan::Policy,
+    programs::PROGRAMS,
+    sender::{Sender, is_senders},
 };
 
 /// What kube-proxy in nftables mode has on every node: marks of its own, its masquerade, no packet that
@@ -34,23 +36,6 @@ table ip6 kube-proxy {
     chain nat-postrouting {
         type nat hook postrouting priority 100;
         meta mark & 0x4000 != 0 meta mark set meta mark & 0xffffbfff masquerade fully-random
-    }
-}";
-
-/// Docker's forward policy, and the CNI's exceptions from it, as iptables has them: pods' packets alone.
-const DOCKER: &str = "
-table ip filter {
-    chain FORWARD {
-        type filter hook forward priority 0; policy drop;
-        ip saddr 10.241.0.0/16 accept
-        ip daddr 10.241.0.0/16 accept
-    }
-}
-table ip6 filter {
-    chain FORWARD {
-        type filter hook forward priority 0; policy drop;
-        ip6 saddr fd00:10:241::/48 accept
-        ip6 daddr fd00:10:241::/48 accept
     }
 }";
 
@@ -135,11 +120,6 @@ fn beside_kube_proxy() {
 }
 
 #[test]
-fn beside_a_forward_policy_of_drop_with_exceptions_for_pods() {
-    assert_works_beside(DOCKER);
-}
-
-#[test]
 fn foreign_bits_of_the_packet_mark_survive_and_ours_are_gone() {
     let lab = Lab::new(Options::default());
     lab.apply(&policy(&lab.topology));
@@ -153,4 +133,45 @@ fn foreign_bits_of_the_packet_mark_survive_and_ours_are_gone() {
         counters.contains("packets ") && !counters.contains("packets 0 "),
         "{counters}"
     );
+}
+
+/// What a program writes is there before ours, comes after it, and comes again and again while it is in force; meanwhile
+/// pods send.
+#[test]
+fn beside_what_each_program_writes_before_after_and_again() {
+    for program in PROGRAMS {
+        for before in [true, false] {
+            let lab = Lab::new(Options::default());
+            let write = || {
+                lab.topology
+                    .nodes()
+                    .into_iter()
+                    .for_each(|node| program.write(node))
+            };
+            if before {
+                write();
+            }
+            lab.apply(&policy(&lab.topology));
+            let Topology { source, gateway, .. } = &lab.topology;
+            let mut tap = ok(lab.topology.tap());
+            let senders = [&source.pods[0], &gateway.pods[0]].map(Sender::start);
+            for _ in 0..3 {
+                write();
+            }
+            drop(senders);
+            let seen = ok(tap.take());
+            println!("beside {}, which was there before: {before}", program.name);
+            assert_in_force(&lab);
+            for address in gateway.egress.both() {
+                let right = seen
+                    .iter()
+                    .filter(|p| is_senders(p) && p.source == address)
+                    .count();
+                assert!(right > 2, "{}: {right} of {address}", program.name);
+            }
+            let egress = gateway.egress.both();
+            let wrong = seen.iter().find(|p| is_senders(p) && !egress.contains(&p.source));
+            assert_eq!(wrong, None, "{}", program.name);
+        }
+    }
 }

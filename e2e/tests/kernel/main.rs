@@ -6,6 +6,8 @@
 mod agent;
 mod lab;
 mod plan;
+mod programs;
+mod sender;
 mod snapshot;
 
 mod bulk;
@@ -16,6 +18,7 @@ mod connections;
 mod errors;
 mod exits;
 mod families;
+mod fuzz;
 mod lifecycle;
 mod masquerade;
 mod masquerade_refused;

@@ -2,10 +2,7 @@
 //! selected pod is out with a wrong address, wherever something of ours is left to stop it.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
     process::Command,
-    sync::mpsc::{self, RecvTimeoutError},
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -14,7 +11,7 @@ use egressnat_crds::plan::RepairedObject::{
     self, Chain, Element, FdbEntry, IpRule, Link, Neighbour, Route, Rule, Set, Sysctl, Table,
 };
 use egressnat_e2e::{
-    topology::{Node, Options, PORT, Packet, Pod, SEGMENT, SERVER, Tap, Topology, Transport},
+    topology::{Node, Options, Packet, SEGMENT, SERVER, Tap, Topology},
     wait,
 };
 
@@ -22,6 +19,7 @@ use crate::{
     agent::{Agent, Watch},
     lab::{Lab, ok},
     plan::Policy,
+    sender::{Sender, is_senders},
     snapshot::Snapshot,
 };
 
@@ -129,54 +127,6 @@ enum Left {
     Open,
 }
 
-/// A pod that sends a datagram to the server every few milliseconds in both families, by an old connection and by a new
-/// one. Ends when dropped.
-struct Sender {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Sender {
-    fn start(pod: &Pod) -> Self {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let bind = || {
-            SERVER
-                .both()
-                .map(|server| UdpSocket::bind((unspecified(server), 0)))
-        };
-        let work = move || {
-            let old = bind().map(|socket| socket.expect("a socket"));
-            while stopped.recv_timeout(Duration::from_millis(2)) == Err(RecvTimeoutError::Timeout) {
-                for (old, server) in old.iter().zip(SERVER.both()) {
-                    let new = UdpSocket::bind((unspecified(server), 0)).expect("a socket");
-                    for socket in [old, &new] {
-                        // Refused while there is no way: that is as good as dropped.
-                        let _ = socket.send_to(b"still there?", SocketAddr::new(server, PORT));
-                    }
-                }
-            }
-        };
-        Self {
-            stop: Some(stop),
-            thread: Some(ok(pod.netns.run(|| std::thread::spawn(work)))),
-        }
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-fn unspecified(like: std::net::IpAddr) -> std::net::IpAddr {
-    match like {
-        std::net::IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        std::net::IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    }
-}
-
 /// One pod on the source node, one on the gateway, both by the gateway's address.
 struct Scene {
     lab: Lab,
@@ -258,9 +208,7 @@ impl Scene {
 
     fn is_wrong(&self, packet: &Packet) -> bool {
         let egress = self.lab.topology.gateway.egress.both();
-        matches!(packet.transport, Transport::Udp(_, PORT))
-            && SERVER.both().contains(&packet.destination)
-            && !egress.contains(&packet.source)
+        is_senders(packet) && !egress.contains(&packet.source)
     }
 
     fn look_after(&self, node: &Node, agent: &Agent) -> Watch {

@@ -14,7 +14,8 @@ enum State {
     /// The plan is not known yet.
     #[default]
     Waiting,
-    Ready,
+    /// In force, with what hinders some traffic all the same, a line each.
+    Ready(String),
     Failed(String),
 }
 
@@ -22,16 +23,19 @@ impl Health {
     /// Takes note of the last try.
     pub fn synced(&self, result: &Result<Report, AgentError>) {
         let state = match result {
-            Ok(_) => State::Ready,
+            Ok(report) => {
+                let warnings = report.warnings.iter();
+                State::Ready(warnings.map(|w| format!("{}: {w}\n", w.category())).collect())
+            }
             Err(error) => State::Failed(format!("{}: {error}", error.category())),
         };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// `Ok` when the kernel holds what the plan says, otherwise why not.
-    pub fn ready(&self) -> Result<(), String> {
+    /// `Ok` when the kernel holds what the plan says, with what hinders some traffic, a line each; otherwise why not.
+    pub fn ready(&self) -> Result<String, String> {
         match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            State::Ready => Ok(()),
+            State::Ready(warnings) => Ok(warnings.clone()),
             State::Waiting => Err("waiting for the plan of this node: is the operator running?".into()),
             State::Failed(why) => Err(why.clone()),
         }

@@ -31,7 +31,7 @@ pub(super) async fn serve(address: SocketAddr, metrics: Metrics, health: Health)
 
 async fn ready(State(health): State<Health>) -> impl IntoResponse {
     match health.ready() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_string()),
+        Ok(warnings) => (StatusCode::OK, format!("ok\n{warnings}")),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }

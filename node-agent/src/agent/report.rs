@@ -13,6 +13,7 @@ use super::gate::{GateReport, State};
 use super::repairs::repairs;
 use crate::diff::Touched;
 use crate::error::AgentError;
+use crate::kernel::clash::Clash;
 
 /// Writes the status of this node's plan, where it says something new.
 pub(super) struct Reporter {
@@ -180,7 +181,9 @@ fn programmed(report: &Report) -> (&'static str, &'static str, String) {
     }
     let warnings = report.warnings.iter().map(|w| format!("; {w}"));
     let message = "the kernel holds what the plan says".to_string() + &warnings.collect::<String>();
-    ("True", "Programmed", message)
+    // Something on the node hinders it all the same.
+    let reason = report.warnings.first().map_or("Programmed", Clash::category);
+    ("True", reason, message)
 }
 
 /// Condition `Masquerade` of a plan that asks for one: status, reason and message.
@@ -302,6 +305,25 @@ mod tests {
         let status = next(&EgressPlanStatus::default(), 1, &Ok(report), 10);
         assert_eq!(status.conditions[0].reason, "NextHopMissing");
         assert!(status.conditions[0].message.contains("eth1 has no IPv6 next hop"));
+    }
+
+    #[test]
+    fn what_hinders_some_traffic_is_the_reason_and_all_else_is_ready() {
+        let report = Report {
+            warnings: vec![Clash::NoForwarding(Family::IPv4)],
+            ..Report::default()
+        };
+        let status = next(&EgressPlanStatus::default(), 1, &Ok(report), 10);
+        let ready = &status.conditions[0];
+        assert_eq!(
+            (ready.status.as_str(), ready.reason.as_str()),
+            ("True", "NoForwarding")
+        );
+        assert!(
+            ready.message.contains("net.ipv4.ip_forward=1"),
+            "{}",
+            ready.message
+        );
     }
 
     #[test]
