@@ -46,21 +46,24 @@ impl fmt::Display for Why {
 #[must_use]
 pub fn judge(packet: &Packet, world: &World) -> Judgement {
     let source = Source::of(packet.source);
-    if source == Source::Nobody {
-        return Judgement::Wrong(Why::NobodysAddress);
-    }
     let sender = packet.port.filter(|_| packet.forwarded);
     let Some(pod) = sender.and_then(|port| world.pods.get(&port)) else {
-        return Judgement::Foreign;
+        return match source {
+            Source::Nobody => Judgement::Wrong(Why::NobodysAddress),
+            Source::Node(_) | Source::Egress(_) => Judgement::Foreign,
+        };
     };
     if packet.name.as_ref().is_some_and(|name| *name != pod.name) {
         return Judgement::Wrong(Why::OtherName);
     }
-    if world
-        .allowed(pod, packet.destination, packet.at)
-        .contains(&source)
-    {
+    let allowed = world.allowed(pod, packet.destination, packet.at);
+    if allowed.contains(&source) {
         return Judgement::Right;
+    }
+    // What conntrack cannot place after that, the CNI's masquerade does not touch; of pods that no policy selects, it
+    // is nobody else's affair.
+    if source == Source::Nobody && allowed.contains(&Source::Node(pod.node)) && world.has_forgotten(pod) {
+        return Judgement::Foreign;
     }
     Judgement::Wrong(match source {
         Source::Node(node) if node == pod.node => Why::OwnNode,
@@ -171,6 +174,15 @@ mod tests {
             let other = NODES[2].v4.into();
             assert_eq!(said(&world, at, other), Judgement::Wrong(Why::OtherNode));
         }
+    }
+
+    #[test]
+    fn an_unselected_pods_forgotten_connections_are_the_cnis() {
+        let mut world = world();
+        let own = "10.244.1.7".parse().unwrap();
+        world.forgotten[1] = Some(6);
+        assert_eq!(said(&world, 8, own), Judgement::Foreign);
+        assert_eq!(said(&world, 25, own), Judgement::Wrong(Why::NobodysAddress));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    change::Change,
+    change::{Change, Trouble},
     model::{Label, Labels, Policy, possible_sources},
     place::{NAMESPACES, Source, VALUES},
     timeline::{Time, Timeline},
@@ -15,7 +15,7 @@ use super::{
 use crate::site::NODES;
 
 /// How long before and after a packet its time line tells of changes.
-const AROUND: Time = 8_000_000_000;
+const AROUND: Time = 30_000_000_000;
 
 /// This moment.
 #[must_use]
@@ -70,6 +70,8 @@ pub struct World {
     pub holders: [usize; 6],
     /// Pods by the port that they send to.
     pub pods: BTreeMap<u16, Pod>,
+    /// When each node's conntrack was made to forget the outside last.
+    pub forgotten: [Option<Time>; 3],
     journal: Vec<(Time, String)>,
 }
 
@@ -84,6 +86,7 @@ impl World {
             gateways: [true; 3],
             holders: [0, 1, 2, 0, 1, 2],
             pods: BTreeMap::new(),
+            forgotten: [None; 3],
             journal: Vec::new(),
         }
     }
@@ -111,6 +114,7 @@ impl World {
             Change::Node(node, label) => self.nodes[*node].change(label, now),
             Change::Gateway(node, is_gateway) => self.gateways[*node] = *is_gateway,
             Change::Addresses(pair, node) => self.holders[*pair] = *node,
+            Change::Trouble(Trouble::Conntrack(node)) => self.forgotten[*node] = Some(now),
             Change::Trouble(_) => {}
         }
     }
@@ -172,6 +176,12 @@ impl World {
         let told = self.journal[first..].iter();
         told.map(|(time, what)| format!("{:+9.3} s  {what}", seconds(*time, now)))
             .collect()
+    }
+
+    /// Whether a pod's connections may have been forgotten by another hand than the product's.
+    #[must_use]
+    pub fn has_forgotten(&self, pod: &Pod) -> bool {
+        self.forgotten[pod.node].is_some_and(|when| when >= pod.created)
     }
 
     /// What happened to a pod, and what was changed around a moment, in order; times in seconds from then.
