@@ -86,6 +86,9 @@ pub struct EgressPlanSpec {
     /// given to no other policy meanwhile. The operator's own note, of which the agent takes no notice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<RetiredId>,
+    /// Everything of ours leaves the node, as if there were no plan; the agent says when it is done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub teardown: bool,
 }
 
 /// Another node, to or from which this node tunnels.

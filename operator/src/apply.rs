@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use egressnat_crds::{EgressNATPolicy, EgressNATPolicyStatus, EgressPlan, EgressPlanSpec, OPERATOR_MANAGER};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::DeserializeGuard;
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 use crate::convert;
 use crate::error::{Error, Request};
 use crate::store::{Change, Delta};
-use crate::world::{ExistingPlan, World};
+use crate::world::{ExistingPlan, STARTUP_TAINT, World};
 
 /// How long a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -142,6 +143,28 @@ impl Writer {
             ))),
             Err(source) => Err(Error::WriteStatus {
                 policy: policy.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Takes a node's start-up taint away, which is at this place among its taints. If it is not there any more, another
+    /// hand was faster, and nothing is changed.
+    pub async fn remove_taint(&self, node: &str, place: usize) -> Result<Change, Error> {
+        let patch = serde_json::from_value(json!([
+            { "op": "test", "path": format!("/spec/taints/{place}/key"), "value": STARTUP_TAINT },
+            { "op": "remove", "path": format!("/spec/taints/{place}") },
+        ]));
+        let patch = Patch::<Node>::Json(patch.unwrap_or_default());
+        let params = PatchParams {
+            field_manager: Some(OPERATOR_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        let api = Api::<Node>::all(self.client.clone());
+        match request(api.patch(node, &params, &patch)).await {
+            Ok(changed) => Ok(Change::Nodes(Delta::Set(node.to_owned(), convert::node(changed)))),
+            Err(source) => Err(Error::RemoveTaint {
+                node: node.to_owned(),
                 source,
             }),
         }

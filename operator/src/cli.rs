@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::election::LeaseConfig;
@@ -15,6 +15,9 @@ use crate::world::{ClusterConfig, MasqueradeConfig, Safeguard};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "egressnat-operator", version)]
 pub struct Cli {
+    /// What to do instead
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, env = "EGRESSNAT_HTTP_ADDRESS", default_value = "0.0.0.0:8080")]
     pub http_address: SocketAddr,
@@ -67,6 +70,20 @@ pub struct Cli {
         hide = true
     )]
     pub unsafe_without: Vec<Safeguard>,
+}
+
+/// What is done instead of making plans.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Stop the operator and take everything of ours off all nodes: before the release is uninstalled
+    Teardown {
+        /// The operator's Deployment
+        #[arg(long)]
+        deployment: String,
+        /// How long nodes have for it, in seconds
+        #[arg(long, default_value = "60", value_parser = seconds)]
+        patience: Duration,
+    },
 }
 
 impl Cli {

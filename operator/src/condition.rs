@@ -14,6 +14,8 @@ pub enum ConditionType {
     GatewayReady,
     /// Every node concerned has it in its kernel.
     Programmed,
+    /// Pods start only when their node knows them: their first packets are covered.
+    Gated,
     /// It works, but not as a whole.
     Degraded,
 }
@@ -27,7 +29,7 @@ pub enum Reason {
     InvalidSpec,
     /// Accepted: all 16383 ids are taken.
     IdsExhausted,
-    /// GatewayReady and Programmed: nothing is in force, since the policy is not accepted.
+    /// GatewayReady, Programmed and Gated: nothing is in force, since the policy is not accepted.
     NotAccepted,
     /// GatewayReady: the gateway and its addresses are there.
     GatewayReady,
@@ -75,6 +77,12 @@ pub enum Reason {
     NextHopMissing,
     /// Degraded: nodes with selected pods have no internal address to tunnel from.
     SourceWithoutUnderlay,
+    /// Gated: on every node concerned.
+    Gated,
+    /// Gated: the installation does without the start gate.
+    GateOff,
+    /// Gated: the start gate is not in place on some nodes concerned.
+    GateMissing,
 }
 
 /// One condition, without its time.
@@ -110,10 +118,11 @@ impl Verdict {
 
 impl ConditionType {
     /// All types, in the order in which they are written.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Accepted,
         Self::GatewayReady,
         Self::Programmed,
+        Self::Gated,
         Self::Degraded,
     ];
 

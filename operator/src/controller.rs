@@ -132,6 +132,7 @@ impl Controller {
         }
         self.catch_up();
         let mut ok = self.write_plans().await;
+        ok &= self.remove_taints().await;
         if schedule.status_due(Instant::now()) || self.is_waited_for() {
             schedule.status_done();
             ok &= self.write_statuses().await;
@@ -220,6 +221,28 @@ impl Controller {
                 false
             }
         }
+    }
+
+    /// Opens the nodes whose start gate is in place by now. Whether all went well.
+    async fn remove_taints(&mut self) -> bool {
+        let started = self.store.world().started();
+        let started: Vec<_> = started.map(|(node, place)| (node.to_owned(), place)).collect();
+        let mut ok = true;
+        for (node, place) in started {
+            let removed = self.writer.remove_taint(&node, place).await;
+            self.health.alive();
+            match removed {
+                Ok(change) => {
+                    tracing::info!(node, "the node's agent is ready: its start-up taint is gone");
+                    self.apply(change);
+                }
+                Err(error) => {
+                    self.report(&error);
+                    ok = false;
+                }
+            }
+        }
+        ok
     }
 
     /// Writes the statuses that differ, and sends Events of what they say anew. Whether all went well.

@@ -22,7 +22,7 @@ use serde_json::{Value, from_value};
 use crate::store::{Change, Delta};
 use crate::valid::{InvalidSpec, ValidPolicy};
 use crate::wire::WirePod;
-use crate::world::{ExistingPlan, Node, Pod, Policy, PolicySpec};
+use crate::world::{ExistingPlan, Node, Pod, Policy, PolicySpec, STARTUP_TAINT};
 
 /// What a watch says of an object that was made or changed, by its kind. `None` for a kind that nobody watches; an
 /// error for an object that is not what its kind says.
@@ -114,6 +114,7 @@ pub fn node(raw: RawNode) -> Node {
     let addresses = status.addresses.unwrap_or_default();
     let internal = addresses.iter().filter(|a| a.type_ == "InternalIP");
     let conditions = status.conditions.unwrap_or_default();
+    let taints = spec.taints.unwrap_or_default();
     Node {
         uid: raw.metadata.uid.unwrap_or_default(),
         labels: raw.metadata.labels.unwrap_or_default(),
@@ -123,6 +124,7 @@ pub fn node(raw: RawNode) -> Node {
         ready: conditions
             .iter()
             .any(|c| c.type_ == "Ready" && c.status == "True"),
+        startup_taint: taints.iter().position(|taint| taint.key == STARTUP_TAINT),
     }
 }
 

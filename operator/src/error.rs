@@ -45,6 +45,15 @@ pub enum Error {
         #[source]
         source: Request,
     },
+    /// A taint that was not taken away.
+    #[error("failed to take taint {} from node {node}", crate::world::STARTUP_TAINT)]
+    RemoveTaint {
+        /// The node.
+        node: String,
+        /// Why.
+        #[source]
+        source: Request,
+    },
     /// An Event that was not sent.
     #[error("failed to send an Event on {object}")]
     SendEvent {
@@ -60,6 +69,15 @@ pub enum Error {
     /// Another process may be the leader by now.
     #[error("failed to keep the lease: another process may write by now")]
     LeaseLost,
+    /// The release is not ready to be uninstalled.
+    #[error("failed to {what}")]
+    Teardown {
+        /// What was tried.
+        what: String,
+        /// Why.
+        #[source]
+        source: Request,
+    },
     /// A task ended that must not.
     #[error("failed to keep running: {0} ended")]
     TaskEnded(&'static str),
@@ -84,8 +102,10 @@ impl Error {
             Self::Listen { .. } | Self::Serve(_) => "Http",
             Self::WritePlan { .. } | Self::DeletePlan { .. } => "PlanWrite",
             Self::WriteStatus { .. } => "StatusWrite",
+            Self::RemoveTaint { .. } => "TaintWrite",
             Self::SendEvent { .. } => "Event",
             Self::Lease(_) | Self::LeaseLost => "Lease",
+            Self::Teardown { .. } => "Teardown",
             Self::TaskEnded(_) => "Task",
         }
     }

@@ -29,8 +29,12 @@ pub struct Note {
     pub message: String,
 }
 
+/// Of a new policy, these are no news.
+const AS_INSTALLED: [Reason; 3] = [Reason::AsSpecified, Reason::Gated, Reason::GateOff];
+
 /// What is worth an Event between two states of a policy's conditions: another status or reason. Not worth
-/// one: that nothing is degraded in a new policy, and that nodes are on their way.
+/// one: that nothing is degraded in a new policy, that the installation has a start gate or none, and that nodes are on
+/// their way.
 pub fn notes(old: &[Condition], new: &[Condition]) -> Vec<Note> {
     let find = |of: &[Condition], type_: &str| of.iter().find(|c| c.type_ == type_).cloned();
     let mut notes = Vec::new();
@@ -45,7 +49,7 @@ pub fn notes(old: &[Condition], new: &[Condition]) -> Vec<Note> {
         let silent = now.reason == Reason::Progressing.to_string()
             || now.reason == Reason::NotAccepted.to_string()
             || now.reason == Reason::NoGateway.to_string()
-            || (before.is_none() && now.reason == Reason::AsSpecified.to_string());
+            || (before.is_none() && AS_INSTALLED.iter().any(|reason| now.reason == reason.to_string()));
         if !same && !silent {
             notes.push(Note {
                 condition,
@@ -187,7 +191,9 @@ impl Events {
         };
         let event = Event {
             type_: match fault.reason {
-                PodReason::AddressTakenOver | PodReason::NoFamilyServed => EventType::Warning,
+                PodReason::AddressTakenOver | PodReason::NoFamilyServed | PodReason::StartedUngated => {
+                    EventType::Warning
+                }
                 PodReason::OnHostNetwork => EventType::Normal,
             },
             reason: fault.reason.to_string(),

@@ -58,6 +58,7 @@ pub mod election;
 pub mod error;
 pub mod events;
 mod exhausted;
+mod gated;
 pub mod hash;
 pub mod health;
 pub mod http;
@@ -74,6 +75,7 @@ pub mod run;
 pub mod schedule;
 pub mod status;
 pub mod store;
+pub mod teardown;
 #[cfg(test)]
 mod testing;
 pub mod valid;

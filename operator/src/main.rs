@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use egressnat_operator::cli::Cli;
+use egressnat_operator::cli::{Cli, Command};
 use egressnat_operator::error::{Error, chain};
 use egressnat_operator::logging;
 use egressnat_operator::run::run;
+use egressnat_operator::teardown;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,9 +31,16 @@ async fn serve(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
     let client = kube::Client::try_default()
         .await
         .map_err(|e| Error::Client(Box::new(e)))?;
+    let command = cli.command.clone();
     let config = cli.config(client.default_namespace())?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "started");
-    run(config, client, stop_on_signal()?).await?;
+    let stop = stop_on_signal()?;
+    match command {
+        None => run(config, client, stop).await?,
+        Some(Command::Teardown { deployment, patience }) => {
+            teardown::run(client, config.lease, &deployment, patience, stop).await?;
+        }
+    }
     tracing::info!("stopped");
     Ok(())
 }

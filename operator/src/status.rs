@@ -15,7 +15,7 @@ use crate::backlog::Backlog;
 use crate::condition::{ConditionType, Reason, Verdict, some_of};
 use crate::plan::{GatewayOutcome, PolicyOutcome, lost};
 use crate::world::{Policy, World};
-use crate::{exhausted, next_hop};
+use crate::{exhausted, gated, next_hop};
 
 /// How far a node is with its plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,7 @@ fn status(
         ConditionType::GatewayReady => outcome.gateway_ready.clone(),
         ConditionType::Programmed => programmed_verdict(outcome, &nodes, programmed, &missing),
         ConditionType::Degraded => degraded.clone(),
+        ConditionType::Gated => gated::verdict(outcome, world),
     };
     let condition = |of| condition(of, verdict(of), policy, now);
     let gateways: Vec<_> = outcome.gateways.iter().filter_map(gateway_status).collect();
@@ -464,7 +465,7 @@ spec: {selectors: [{podSelector: {}}], egressSourceIPs: [172.18.0.1, "fc00::1"]}
         let world = world(&[("gateway", 2, "True", &["172.18.0.1"])]);
         let status = status_of(&world);
         assert_eq!(says(&status, ConditionType::Degraded), ("True", "AddressMissing"));
-        let message = &status.conditions[3].message;
+        let message = &status.conditions.last().unwrap().message;
         assert!(
             message.starts_with("gateway does not hold 172.18.0.1"),
             "{message}"

@@ -158,7 +158,12 @@ pub struct Node {
     pub addresses: BTreeSet<IpAddr>,
     /// Its condition Ready is True.
     pub ready: bool,
+    /// Where among its taints [`STARTUP_TAINT`] is.
+    pub startup_taint: Option<usize>,
 }
+
+/// The key of the taint by which a new node keeps pods away until its start gate is in place.
+pub const STARTUP_TAINT: &str = "egressnat.io/agent-not-ready";
 
 /// An EgressPlan as it stands on the API server.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -176,6 +181,34 @@ pub struct ExistingPlan {
 }
 
 impl World {
+    /// The nodes that need [`STARTUP_TAINT`] no more, and where it is among their taints: their agents hold the present
+    /// plan, and the start gate is in place where there is to be one.
+    pub fn started(&self) -> impl Iterator<Item = (&str, usize)> {
+        let tainted = self.nodes.iter().filter_map(|(name, node)| {
+            let plan = self
+                .plans
+                .get(name)
+                .filter(|plan| plan.owner.as_ref() == Some(&node.uid))?;
+            Some((name.as_str(), node.startup_taint?, plan))
+        });
+        let wanted: &[&str] = match self.config.start_gate {
+            true => &["Ready", "Gate"],
+            false => &["Ready"],
+        };
+        let is_started = move |plan: &ExistingPlan| {
+            let holds = |type_: &&str| {
+                plan.status
+                    .conditions
+                    .iter()
+                    .any(|c| c.type_ == **type_ && c.status == "True")
+            };
+            plan.status.observed_generation == Some(plan.generation) && wanted.iter().all(holds)
+        };
+        tainted
+            .filter(move |(.., plan)| is_started(plan))
+            .map(|(name, place, _)| (name, place))
+    }
+
     /// The interfaces that a node's agent reports; empty while it has not.
     pub fn interfaces(&self, node: &str) -> &[NodeInterface] {
         self.plans.get(node).map_or(&[], |p| &p.status.interfaces)

@@ -324,6 +324,13 @@ fn render(values: &[&str]) -> Result<Vec<Value>, egressnat_e2e::error::Error> {
     Ok(objects.filter(|object: &Value| !object.is_null()).collect())
 }
 
+/// The objects of the chart's hooks.
+pub fn hooks() -> Vec<Value> {
+    let mut objects = render(&[]).unwrap();
+    objects.retain(|object| !object["metadata"]["annotations"]["helm.sh/hook"].is_null());
+    objects
+}
+
 fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }

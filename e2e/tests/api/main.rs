@@ -12,6 +12,7 @@ mod agent_identity;
 mod chart;
 mod cluster;
 mod documentation;
+mod gate;
 mod kinds;
 mod node;
 mod operator;

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use egressnat_crds::{AGENT_MANAGER, EgressNATPolicy, EgressPlan, OPERATOR_MANAGER};
-use egressnat_operator::{election::LeaseConfig, run};
+use egressnat_operator::{election::LeaseConfig, run, world::ClusterConfig};
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Namespace, Node, Pod, ServiceAccount},
@@ -38,10 +38,14 @@ pub struct Operator {
 
 impl Operator {
     pub async fn start(cluster: &Cluster, identity: &str) -> Self {
+        Self::start_with(cluster, identity, ClusterConfig::default()).await
+    }
+
+    pub async fn start_with(cluster: &Cluster, identity: &str, of_cluster: ClusterConfig) -> Self {
         let kube = cluster.config_with(cluster.token(OPERATOR, None).await).await;
         let config = run::Config {
             http_address: "127.0.0.1:0".parse().unwrap(),
-            cluster: Default::default(),
+            cluster: of_cluster,
             lease: LeaseConfig {
                 namespace: NAMESPACE.into(),
                 identity: identity.into(),
@@ -137,11 +141,20 @@ pub async fn run_pod_of(client: &Client, name: &str, mut spec: Value, address: &
 
 /// Says, as the agent of a node, that its kernel holds its plan.
 pub async fn report(cluster: &Cluster, node: &str) {
+    report_with(cluster, node, &[], &[]).await;
+}
+
+/// The same, with more conditions, and with selected pods that started ungated.
+pub async fn report_with(cluster: &Cluster, node: &str, more: &[Value], ungated: &[&str]) {
     let plan = plan_with_policy(&cluster.admin().await, node).await.unwrap();
     let generation = plan.metadata.generation.unwrap();
-    let mut ready = condition("Ready", "True", "Programmed");
-    ready["observedGeneration"] = json!(generation);
-    let status = plan_status(json!({"observedGeneration": generation, "conditions": [ready]}));
+    let mut conditions = vec![condition("Ready", "True", "Programmed")];
+    conditions.extend(more.iter().cloned());
+    for condition in &mut conditions {
+        condition["observedGeneration"] = json!(generation);
+    }
+    let status = json!({"observedGeneration": generation, "conditions": conditions, "ungated": ungated});
+    let status = plan_status(status);
     let plans: Api<EgressPlan> = Api::all(cluster.agent_of(node).await);
     plans
         .patch_status(node, &PatchParams::apply(AGENT_MANAGER), &status)

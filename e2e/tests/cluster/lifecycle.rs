@@ -1,5 +1,7 @@
 //! Policies that go and come back, and a datapath whose agents and operator do: scenarios of lifetimes.
 
+use std::process::Command;
+
 use egressnat_e2e::cluster::Cluster;
 use libtest_mimic::Failed;
 use serde_json::json;
@@ -8,7 +10,7 @@ use crate::{
     Test,
     pod::Pod,
     requests::Requests,
-    scene::{CHOSEN, GATEWAY, Scene, WORKER, egress, own},
+    scene::{CHOSEN, GATEWAY, POLICY, Scene, WORKER, egress, own},
     traces,
 };
 
@@ -26,8 +28,12 @@ pub const TESTS: &[Test] = &[
         agents_and_operator_restart_without_a_failed_or_wrong_request,
     ),
     (
-        "lifecycle::uninstalled_the_datapath_stays_in_force_and_is_adopted_again",
-        uninstalled_the_datapath_stays_in_force_and_is_adopted_again,
+        "lifecycle::uninstalled_without_its_hook_the_datapath_stays_in_force_and_is_adopted_again",
+        uninstalled_without_its_hook_the_datapath_stays_in_force_and_is_adopted_again,
+    ),
+    (
+        "lifecycle::upgraded_all_stays_and_uninstalled_nothing_is_left",
+        upgraded_all_stays_and_uninstalled_nothing_is_left,
     ),
 ];
 
@@ -112,9 +118,11 @@ fn agents_and_operator_restart_without_a_failed_or_wrong_request(cluster: &Clust
     Ok(())
 }
 
-/// First without the agents, then without anything but the CRDs and their objects, which helm leaves: what
-/// the kernels hold stays in force, until an agent comes that finds the policy gone.
-fn uninstalled_the_datapath_stays_in_force_and_is_adopted_again(cluster: &Cluster) -> Result<(), Failed> {
+/// First without the agents, then without anything but the CRDs and their objects: what the kernels hold stays in
+/// force, until an agent comes that finds the policy gone.
+fn uninstalled_without_its_hook_the_datapath_stays_in_force_and_is_adopted_again(
+    cluster: &Cluster,
+) -> Result<(), Failed> {
     let scene = Scene::new(cluster)?;
     let pods = choose_all(&scene)?;
     scene.apply_policy(json!({}))?;
@@ -125,9 +133,7 @@ fn uninstalled_the_datapath_stays_in_force_and_is_adopted_again(cluster: &Cluste
         &["delete", "daemonset", "egressnat-agent", "--cascade=foreground"],
     )?;
     scene.expect("no agent", &pods.each_ref().map(|pod| (pod, egress())))?;
-    scene
-        .kubectl
-        .helm(["uninstall", "egressnat", SYSTEM[0], SYSTEM[1], "--wait"])?;
+    uninstall(&scene, &["--no-hooks"])?;
     scene.expect("no operator", &pods.each_ref().map(|pod| (pod, egress())))?;
     expect_traces(&scene)?;
     cluster.install_chart()?;
@@ -138,6 +144,77 @@ fn uninstalled_the_datapath_stays_in_force_and_is_adopted_again(cluster: &Cluste
     scene.expect("no policy", &pods.each_ref().map(|pod| (pod, own(pod))))?;
     traces::expect_none(&scene)?;
     Ok(())
+}
+
+/// With a live policy. Through an upgrade that restarts everything no request fails, and the plugin stays where it is;
+/// `helm uninstall` leaves the CRDs and the policy, and pods go on with their nodes' addresses.
+fn upgraded_all_stays_and_uninstalled_nothing_is_left(cluster: &Cluster) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let pods = choose_all(&scene)?;
+    scene.apply_policy(json!({}))?;
+    scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
+    expect_traces(&scene)?;
+    expect_plugin(&scene, true)?;
+    let requests = requests(&scene, &pods)?;
+    cluster.install_chart_with(&["logLevel=debug"])?;
+    for requests in requests {
+        requests.end(&egress())?;
+    }
+    expect_plugin(&scene, true)?;
+    assert!(objects(&scene)?.len() > 10, "the release's objects are found");
+
+    uninstall(&scene, &[])?;
+    traces::expect_none(&scene)?;
+    expect_plugin(&scene, false)?;
+    assert_eq!(objects(&scene)?, Vec::<String>::new());
+    scene.expect("uninstalled", &pods.each_ref().map(|pod| (pod, own(pod))))?;
+    assert!(scene.shown(POLICY).is_ok(), "policies are their users'");
+
+    cluster.install_chart()?;
+    scene.expect("installed again", &pods.each_ref().map(|pod| (pod, egress())))?;
+    scene.delete_policy()?;
+    Ok(())
+}
+
+fn uninstall(scene: &Scene, flags: &[&str]) -> Result<(), Failed> {
+    let command = ["uninstall", "egressnat", SYSTEM[0], SYSTEM[1], "--wait"];
+    scene.kubectl.helm(command.iter().chain(flags))?;
+    Ok(())
+}
+
+/// On every node, the start gate's plugin and its place in the network configuration are there, or nothing of it.
+fn expect_plugin(scene: &Scene, expected: bool) -> Result<(), Failed> {
+    for node in scene.cluster.nodes() {
+        let look = "ls /usr/lib/cni /etc/cni/net.d; cat /etc/cni/net.d/*";
+        let found = node.output(Command::new("sh").args(["-c", look]))?;
+        let lines = found.lines().filter(|line| line.contains("egressnat"));
+        let lines: Vec<&str> = lines.collect();
+        assert_eq!(!lines.is_empty(), expected, "{}: {lines:#?}", node.spec().name);
+    }
+    Ok(())
+}
+
+/// The release's objects, and what the operator has made, but for CRDs, policies and Events.
+fn objects(scene: &Scene) -> Result<Vec<String>, Failed> {
+    let mut found = Vec::new();
+    for (kinds, scope) in [
+        (
+            "all,leases,roles,rolebindings,poddisruptionbudgets,configmaps",
+            SYSTEM.as_slice(),
+        ),
+        ("roles,rolebindings", &["-n", "default"]),
+        (
+            "egressplans,clusterroles,clusterrolebindings,validatingadmissionpolicies,\
+             validatingadmissionpolicybindings",
+            &[],
+        ),
+    ] {
+        let get = ["get", kinds, "-o", "name"];
+        let names = scene.kubectl.run(scope.iter().chain(&get))?;
+        let ours = |line: &&str| line.contains("egressnat") || line.starts_with("egressplan");
+        found.extend(names.lines().filter(ours).map(str::to_owned));
+    }
+    Ok(found)
 }
 
 fn choose_all(scene: &Scene) -> Result<[Pod; 3], Failed> {

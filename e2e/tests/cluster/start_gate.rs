@@ -18,13 +18,23 @@ use crate::{
     scene::{DEADLINE, EGRESS, GATEWAY, Scene, WORKER},
 };
 
-pub const TESTS: &[Test] = &[(
-    "start_gate::the_first_packets_of_pods_have_the_policys_address",
-    the_first_packets_of_pods_have_the_policys_address,
-)];
+pub const TESTS: &[Test] = &[
+    (
+        "start_gate::the_first_packets_of_pods_have_the_policys_address",
+        the_first_packets_of_pods_have_the_policys_address,
+    ),
+    (
+        "start_gate::without_agents_only_pods_that_a_policy_may_select_wait",
+        without_agents_only_pods_that_a_policy_may_select_wait,
+    ),
+];
 
 /// The first of the ports at which pods knock, each at its own; nobody listens there.
 const FIRST_PORT: usize = 20_000;
+/// A pod that may have to wait.
+const WAITS: &str = "waits";
+const CHART_NAMESPACE: &str = "egressnat-system";
+const AGENTS: &str = "app.kubernetes.io/component=agent";
 /// Pods that start at once on each node.
 const PODS: usize = 8;
 /// A source node and the gateway.
@@ -40,6 +50,93 @@ fn the_first_packets_of_pods_have_the_policys_address(cluster: &Cluster) -> std:
     cluster.install_chart()?;
     scene.delete_policy()?;
     result
+}
+
+/// And say why, and start when the agents are back.
+fn without_agents_only_pods_that_a_policy_may_select_wait(
+    cluster: &Cluster,
+) -> std::result::Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    scene.apply_policy(json!({}))?;
+    expect_gate(&scene, true)?;
+    place_agents(&scene, json!({"no": "node"}))?;
+    let gone = [
+        "-n",
+        CHART_NAMESPACE,
+        "wait",
+        "--for=delete",
+        "pod",
+        "--timeout=60s",
+        "-l",
+        AGENTS,
+    ];
+    scene.kubectl.run(gone)?;
+    let result = wait_or_start(&scene);
+    place_agents(&scene, Value::Null)?;
+    result?;
+    expect_started(&scene, "default")?;
+    for namespace in ["default", "other"] {
+        scene.kubectl.run(["-n", namespace, "delete", "pod", WAITS])?;
+    }
+    scene.delete_policy()?;
+    Ok(())
+}
+
+fn wait_or_start(scene: &Scene) -> std::result::Result<(), Failed> {
+    for namespace in ["default", "other"] {
+        let mut pod = pod(WAITS, 0);
+        pod["metadata"]["namespace"] = json!(namespace);
+        pod["metadata"]["name"] = json!(WAITS);
+        scene.kubectl.apply(&pod.to_string())?;
+    }
+    expect_started(scene, "other")?;
+    let why = wait::until("an Event that says why", DEADLINE, || {
+        let field = format!("involvedObject.name={WAITS},reason=FailedCreatePodSandBox");
+        let message = "jsonpath={.items[*].message}";
+        let get = [
+            "-n",
+            "default",
+            "get",
+            "events",
+            "--field-selector",
+            &field,
+            "-o",
+            message,
+        ];
+        let text = scene.kubectl.run(get).map_err(|error| error.to_string())?;
+        match text.contains("egressnat") {
+            true => Ok(text),
+            false => Err(text),
+        }
+    })?;
+    let says = "default/waits waits until its egress address is in force";
+    assert!(why.contains(says), "{why}");
+    assert!(
+        why.contains("the agent on this node is down; the kubelet tries again"),
+        "{why}"
+    );
+    Ok(())
+}
+
+/// Agents run on the nodes with these labels; on all, without any.
+fn place_agents(scene: &Scene, labels: Value) -> Result<()> {
+    let patch = json!({"spec": {"template": {"spec": {"nodeSelector": labels}}}}).to_string();
+    let agents = [
+        "patch",
+        "daemonset",
+        "egressnat-agent",
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
+    scene.kubectl.run(["-n", CHART_NAMESPACE].iter().chain(&agents))?;
+    Ok(())
+}
+
+fn expect_started(scene: &Scene, namespace: &str) -> Result<()> {
+    let ready = ["wait", "--for=condition=Ready", "--timeout=60s", "pod", WAITS];
+    scene.kubectl.run(["-n", namespace].iter().chain(&ready))?;
+    Ok(())
 }
 
 fn without_and_with(scene: &Scene) -> std::result::Result<(), Failed> {

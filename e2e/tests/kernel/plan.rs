@@ -119,6 +119,7 @@ pub fn plan(topology: &Topology, underlay: Family, node: &Node, policies: &[Poli
         masquerade: None,
         gate: None,
         retired: Vec::new(),
+        teardown: false,
     }
 }
 

@@ -191,13 +191,14 @@ impl Agent {
             Plan::Present(plan) => Some(&**plan),
         };
         let began = std::time::Instant::now();
-        let complete = plan.map(|plan| match &self.gate {
+        let in_force = plan.filter(|plan| !plan.spec.teardown);
+        let complete = in_force.map(|plan| match &self.gate {
             Some(gate) => gate.complete(&plan.spec),
             None => Cow::Borrowed(&plan.spec),
         });
         let result = self.datapath.sync(complete.as_deref()).await;
         let failure = result.as_ref().err().map(ToString::to_string);
-        match (&mut self.gate, plan) {
+        match (&mut self.gate, in_force) {
             (Some(gate), Some(plan)) => gate.settle(&plan.spec, failure.as_deref()),
             (Some(gate), None) => gate.retire(),
             (None, _) => {}

@@ -42,6 +42,7 @@ fn rest(plan: &EgressPlanSpec) -> Rest<'_> {
         // Nothing of it is in the kernel.
         gate: _,
         retired: _,
+        teardown: _,
     } = plan;
     (underlay, cluster, peers, policies, profiles, masquerade)
 }
@@ -64,6 +65,7 @@ pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
         masquerade: masquerade.clone(),
         gate: None,
         retired: Vec::new(),
+        teardown: false,
     }
 }
 

@@ -23,6 +23,8 @@ pub enum PodReason {
     NoFamilyServed,
     /// The pod uses the network of its node.
     OnHostNetwork,
+    /// The pod started without passing the start gate, when a policy selected it already.
+    StartedUngated,
 }
 
 /// A pod that does not get what a policy promises.
@@ -73,6 +75,11 @@ impl fmt::Display for Fault<'_> {
                 "EgressNATPolicy {policy} selects the pod, but it uses the network of its node {other} (hostNetwork), \
                  and its packets keep that node's address"
             ),
+            PodReason::StartedUngated => write!(
+                f,
+                "the pod started on {other} without passing the start gate, so that its first packets may have left with \
+                 that node's address; now EgressNATPolicy {policy} applies"
+            ),
         }
     }
 }
@@ -95,7 +102,10 @@ pub(super) fn of<'a>(
         let taken = taken_over(selected, shared, pods);
         taken.into_iter().chain(unserved(share, selected, shared))
     });
-    let mut faults: Vec<Fault> = of_selected.chain(on_host_network(world, shared, pods)).collect();
+    let mut faults: Vec<Fault> = of_selected
+        .chain(on_host_network(world, shared, pods))
+        .chain(ungated(world, shared))
+        .collect();
     faults.sort_by_key(|fault| fault.reason);
     faults
 }
@@ -158,10 +168,37 @@ fn on_host_network<'a>(
     })
 }
 
+/// What the agents have found. Pods that are older than the policy were not its own when they started.
+fn ungated<'a>(world: &'a World, shared: &'a Shared) -> impl Iterator<Item = Fault<'a>> {
+    let mut candidates = Candidates::default();
+    let named = world.plans.iter().flat_map(|(node, plan)| {
+        let names = plan.status.ungated.iter();
+        names.map(move |name| (node.as_str(), name))
+    });
+    named.filter_map(move |(name, pod)| {
+        let pod = world.pods.get(pod).filter(|pod| !pod.deleting)?;
+        let is_here = pod.node.as_deref() == Some(name);
+        let node = world.nodes.get(name).filter(|_| is_here)?;
+        let slots = candidates.slots(pod, node, &shared.in_force, world);
+        let mut policies = slots
+            .iter()
+            .map(|slot| shared.in_force.policy_of(*slot).name.as_str());
+        let policy = policies.find(|policy| world.policies[*policy].created < pod.created)?;
+        Some(Fault {
+            reason: PodReason::StartedUngated,
+            pod,
+            policy,
+            ips: Vec::new(),
+            other: name.to_owned(),
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use crate::plan::Planner;
     use crate::testing;
+    use crate::world::ExistingPlan;
 
     const WORLD: &str = r#"
 kind: Node
@@ -205,6 +242,34 @@ status: {phase: PHASE, podIPs: [IPS]}
             .iter()
             .map(|fault| format!("{}: {fault}", fault.reason))
             .collect()
+    }
+
+    #[test]
+    fn a_pod_that_passed_no_gate_is_told_so_unless_it_is_older_than_its_policy() {
+        for (created, told) in [("2026-01-02", true), ("2025-12-31", false)] {
+            let mut world = testing::world(
+                &WORLD
+                    .replace(
+                        "name: all, uid: all",
+                        "name: all, uid: all, creationTimestamp: '2026-01-01T00:00:00Z'",
+                    )
+                    .replace("2026-01-02T00:00:00Z", &format!("{created}T00:00:00Z"))
+                    .replace("LABELS", "{app: none}")
+                    .replace("DELETED", "null")
+                    .replace("HOST", "false")
+                    .replace("PHASE", "Running")
+                    .replace("IPS", ""),
+            );
+            let mut plan = ExistingPlan::default();
+            plan.status.ungated = vec!["apps/good".into(), "apps/other".into(), "apps/gone".into()];
+            world.plans.insert("edge".into(), plan);
+            let planner = Planner::new(&world);
+            let faults = planner.faults(&world);
+            let texts: Vec<String> = faults.iter().map(|f| format!("{} {f}", f.pod.name)).collect();
+            assert_eq!(texts.len(), usize::from(told), "{created}: {texts:?}");
+            let text = "good the pod started on edge without passing the start gate";
+            assert!(texts.iter().all(|t| t.starts_with(text)), "{texts:?}");
+        }
     }
 
     #[test]

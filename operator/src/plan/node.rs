@@ -45,6 +45,7 @@ pub fn plan(
         masquerade,
         gate,
         retired: Vec::new(),
+        teardown: false,
     }
 }
 

@@ -27,10 +27,11 @@ pub struct Stale {
 }
 
 impl Stale {
-    /// A node is another. Whether it is Ready matters only to the choice of gateways.
+    /// A node is another. Whether it is Ready matters only to the choice of gateways; its taint, to no plan.
     pub fn node(&mut self, before: Option<&Node>, after: Option<&Node>) {
         let as_ready = |node: &Node| Node {
             ready: true,
+            startup_taint: None,
             ..node.clone()
         };
         match before.map(as_ready) == after.map(as_ready) {

@@ -38,6 +38,9 @@ struct Held {
     addresses: BTreeSet<IpAddr>,
     /// What the last plan that knew the pod said; `None` where no policy selected it.
     profile: Option<u32>,
+    /// The pod started with a verdict that the kernel knew.
+    #[serde(default)]
+    passed: bool,
 }
 
 /// What the plan says of the pod.
@@ -77,7 +80,14 @@ impl Ledger {
             pod,
             addresses,
             profile: None,
+            passed: false,
         });
+    }
+
+    /// The pod was told that it may start, on the ground of a verdict.
+    pub fn pass(&mut self, uid: &str) {
+        let of_pod = self.held.iter_mut().filter(|held| held.pod.uid == uid);
+        of_pod.for_each(|held| held.passed = true);
     }
 
     /// Forgets interfaces that are gone. Whether there were any.
@@ -92,9 +102,10 @@ impl Ledger {
         self.held.iter().map(|held| &held.attachment)
     }
 
-    /// The pods that have passed the gate.
-    pub fn pods(&self) -> impl Iterator<Item = &PodName> {
-        self.held.iter().map(|held| &held.pod)
+    /// The uids of the pods that have passed the gate.
+    pub fn passed(&self) -> impl Iterator<Item = &str> {
+        let passed = self.held.iter().filter(|held| held.passed);
+        passed.map(|held| held.pod.uid.as_str())
     }
 
     /// Takes in what a plan says of the pods that it knows. Whether that is news.
@@ -269,6 +280,16 @@ mod tests {
         let plan = plan(&[("u1", &[])], &[]);
         let addresses = ips(&["10.1.0.2", "2001:db8::2"]);
         assert_eq!(pods(&ledger.complete(&plan)), [("u1", addresses.as_slice(), 7)]);
+    }
+
+    #[test]
+    fn a_pod_has_passed_only_when_it_was_told_so() {
+        let mut ledger = held("u1", &["10.1.0.2"]);
+        assert_eq!(ledger.passed().count(), 0);
+        ledger.pass("u2");
+        assert_eq!(ledger.passed().count(), 0);
+        ledger.pass("u1");
+        assert_eq!(ledger.passed().collect::<Vec<_>>(), ["u1"]);
     }
 
     #[test]

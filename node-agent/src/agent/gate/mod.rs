@@ -171,18 +171,27 @@ impl Gate {
 
     /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told.
     pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>) {
-        if self.ledger.observe(plan) {
-            self.save();
-        }
+        let mut news = self.ledger.observe(plan);
         self.stand(plan);
         self.install(plan);
         for waiting in std::mem::take(&mut self.waiting) {
-            match (verdict(plan, &waiting.pod), failure) {
-                (Verdict::Selected, None) => waiting.say(Answer::Programmed),
-                (Verdict::NotSelected, _) => waiting.say(Answer::NotSelected),
-                (Verdict::Selected, Some(why)) => waiting.say(Answer::NotYet { why: why.to_owned() }),
-                (Verdict::Unknown, _) => self.waiting.push(waiting),
+            let answer = match (verdict(plan, &waiting.pod), failure) {
+                (Verdict::Selected, None) => Answer::Programmed,
+                (Verdict::NotSelected, _) => Answer::NotSelected,
+                (Verdict::Selected, Some(why)) => Answer::NotYet { why: why.to_owned() },
+                (Verdict::Unknown, _) => {
+                    self.waiting.push(waiting);
+                    continue;
+                }
+            };
+            if !matches!(answer, Answer::NotYet { .. }) {
+                self.ledger.pass(&waiting.pod.uid);
+                news = true;
             }
+            waiting.say(answer);
+        }
+        if news {
+            self.save();
         }
     }
 
@@ -244,9 +253,9 @@ impl Gate {
     /// Selected pods that never passed the gate, by name: they started before it was there.
     fn ungated<'a>(&self, plan: &'a EgressPlanSpec) -> impl Iterator<Item = &'a str> {
         let armed = plan.gate.is_some();
-        let gated: BTreeSet<String> = self.ledger.pods().map(|pod| pod.uid.clone()).collect();
+        let passed: BTreeSet<String> = self.ledger.passed().map(str::to_owned).collect();
         let pods = plan.pods.iter().filter(move |pod| armed && !pod.ips.is_empty());
-        pods.filter(move |pod| !gated.contains(&pod.uid))
+        pods.filter(move |pod| !passed.contains(&pod.uid))
             .map(|pod| pod.name.as_str())
     }
 
