@@ -53,7 +53,8 @@ impl Elector {
                 Err(late) => tracing::warn!(error = chain(&Error::Lease(late.into())), "will be tried again"),
             }
             let now = Instant::now().into_std();
-            if self.election.leads(now) && !leads.send_replace(true) {
+            // Those who wait for a change are not woken by every renewal.
+            if self.election.leads(now) && leads.send_if_modified(|held| !std::mem::replace(held, true)) {
                 tracing::info!(identity = self.config.identity, "holds the lease");
             }
             match self.election.next(now) {

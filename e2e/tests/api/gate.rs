@@ -12,6 +12,7 @@ use egressnat_operator::{
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::Node,
+    events::v1::Event,
     rbac::v1::{Role, RoleBinding},
 };
 use kube::{
@@ -102,6 +103,27 @@ async fn a_policy_says_whether_first_packets_are_covered() {
         (condition_of(&status, "Gated") == ("False", "GateOff")).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pod_that_passed_no_gate_is_named_by_an_event() {
+    let (cluster, client, _operator) = gated().await;
+    // Younger than the policy, whose time is in whole seconds.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    run_pod(&client, "late", WORKER, "10.1.2.9").await;
+    report_with(&cluster, WORKER, &[armed()], &["apps/late", "apps/on-worker"]).await;
+    let on = async |pod: &str| -> Option<Event> {
+        let events = Api::<Event>::namespaced(client.clone(), "apps");
+        let events = events.list(&Default::default()).await.unwrap();
+        let is_it = |event: &Event| {
+            let name = event.regarding.as_ref().and_then(|pod| pod.name.as_deref());
+            event.reason.as_deref() == Some("StartedUngated") && name == Some(pod)
+        };
+        events.into_iter().find(is_it)
+    };
+    let event = eventually("an Event on the pod", async || on("late").await).await;
+    assert_eq!(event.type_.as_deref(), Some("Warning"));
+    assert!(on("on-worker").await.is_none(), "it is older than the policy");
 }
 
 #[tokio::test]
