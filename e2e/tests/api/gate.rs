@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use egressnat_crds::EgressPlan;
+use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use egressnat_operator::{
     election::LeaseConfig,
     teardown,
@@ -15,6 +15,7 @@ use k8s_openapi::api::{
     events::v1::Event,
     rbac::v1::{Role, RoleBinding},
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -65,13 +66,7 @@ fn armed() -> Value {
 #[tokio::test]
 async fn a_new_nodes_taint_goes_when_its_gate_is_in_place() {
     let (cluster, client, _operator) = gated().await;
-    for node in [WORKER, GATEWAY] {
-        report(&cluster, node).await;
-    }
-    eventually("the agents' reports to be read", async || {
-        status_when(&client, "walk", "Programmed", "True").await
-    })
-    .await;
+    report_until_programmed(&cluster, &client, "walk").await;
     assert_eq!(taints(&client).await, ["first", STARTUP_TAINT, "last"]);
     report_with(&cluster, WORKER, &[armed()], &[]).await;
     eventually("the taint to go", async || {
@@ -108,8 +103,16 @@ async fn a_policy_says_whether_first_packets_are_covered() {
 #[tokio::test]
 async fn a_pod_that_passed_no_gate_is_named_by_an_event() {
     let (cluster, client, _operator) = gated().await;
-    // Younger than the policy, whose time is in whole seconds.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let walk = Api::<EgressNATPolicy>::all(client.clone())
+        .get("walk")
+        .await
+        .unwrap();
+    let created = walk.creation_timestamp().unwrap().0;
+    // Times of creation are in whole seconds.
+    eventually("a second that is younger than the policy's", async || {
+        (Timestamp::now().as_second() > created.as_second()).then_some(())
+    })
+    .await;
     run_pod(&client, "late", WORKER, "10.1.2.9").await;
     report_with(&cluster, WORKER, &[armed()], &["apps/late", "apps/on-worker"]).await;
     let on = async |pod: &str| -> Option<Event> {

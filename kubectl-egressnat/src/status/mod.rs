@@ -173,7 +173,7 @@ mod tests {
     use crate::testing;
 
     /// A policy of generation 2 whose conditions are of `generation`, and the plan of its gateway.
-    fn world(generation: i64, conditions: [(bool, Reason); 4]) -> World {
+    fn world(generation: i64, conditions: [(bool, Reason); 5]) -> World {
         let conditions = ConditionType::ALL
             .iter()
             .zip(conditions)
@@ -214,10 +214,11 @@ spec: {{}}
         .world
     }
 
-    const GOOD: [(bool, Reason); 4] = [
+    const GOOD: [(bool, Reason); 5] = [
         (true, Accepted),
         (true, GatewayReady),
         (true, Programmed),
+        (true, Gated),
         (false, AsSpecified),
     ];
 
@@ -230,7 +231,9 @@ spec: {{}}
             (2, (false, NoGateway), Health::Failed, "GatewayReady: because of"),
             (2, (false, Progressing), Health::Pending, "Progressing"),
             (2, (false, NodeFailed), Health::Failed, "NodeFailed"),
-            (3, (true, AddressConflict), Health::Degraded, "AddressConflict"),
+            // First packets alone are not covered: what the table shows is what is in force.
+            (3, (false, GateOff), Health::Ready, ""),
+            (4, (true, AddressConflict), Health::Degraded, "AddressConflict"),
         ] {
             let mut conditions = GOOD;
             conditions[at] = condition;
