@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use egressnat_e2e::cluster::Cluster;
+use egressnat_e2e::{cluster::Cluster, wait};
 use libtest_mimic::Failed;
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::{
     Test,
     pod::Pod,
     requests::Requests,
-    scene::{CHOSEN, GATEWAY, POLICY, Scene, WORKER, egress, own},
+    scene::{CHOSEN, DEADLINE, GATEWAY, POLICY, Scene, WORKER, egress, own},
     traces,
 };
 
@@ -166,7 +166,14 @@ fn upgraded_all_stays_and_uninstalled_nothing_is_left(cluster: &Cluster) -> Resu
     uninstall(&scene, &[])?;
     traces::expect_none(&scene)?;
     expect_plugin(&scene, false)?;
-    assert_eq!(objects(&scene)?, Vec::<String>::new());
+    // The garbage collector takes the agents' pods a little after their DaemonSet.
+    wait::until("nothing of the release", DEADLINE, || {
+        let left = objects(&scene).map_err(|failed| failed.message().unwrap_or("failed").to_owned())?;
+        match left.is_empty() {
+            true => Ok(()),
+            false => Err(left.join(", ")),
+        }
+    })?;
     scene.expect("uninstalled", &pods.each_ref().map(|pod| (pod, own(pod))))?;
     assert!(scene.shown(POLICY).is_ok(), "policies are their users'");
 
