@@ -8,6 +8,7 @@ use egressnat_e2e::topology::{Node, SERVER};
 use crate::{
     lab::{Lab, ok},
     masquerade::{lab, plan},
+    programs::KINDNET,
 };
 
 const NOTICE: Duration = Duration::from_secs(5);
@@ -63,21 +64,6 @@ table ip flannel-ipv4 {
     ip saddr != 10.241.1.0/24 ip daddr 10.241.0.0/16 return
     ip saddr 10.241.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
     ip saddr != 10.241.0.0/16 ip daddr 10.241.0.0/16 masquerade fully-random
-  }
-}
-EOF";
-
-const KINDNET: &str = "nft -f - <<'EOF'
-table inet kindnet-ipmasq {
-  set noMasqV4 { type ipv4_addr; flags interval; elements = { 10.241.0.0/16 } }
-  set noMasqV6 { type ipv6_addr; flags interval; elements = { fd00:10:241::/48 } }
-  chain postrouting {
-    type nat hook postrouting priority srcnat - 10;
-    ct state established,related accept
-    fib saddr type local accept
-    ip daddr @noMasqV4 accept
-    ip6 daddr @noMasqV6 accept
-    masquerade fully-random
   }
 }
 EOF";

@@ -24,7 +24,7 @@ for net in 10.0.0.0/8 192.168.0.0/16 169.254.0.0/16; do iptables-nft -t nat -A I
 iptables-nft -t nat -A IP-MASQ-AGENT -j MASQUERADE --random-fully";
 
 /// A table that is made anew with every look, before most others' priority.
-const KINDNET: &str = "nft -f - <<'EOF'
+pub const KINDNET: &str = "nft -f - <<'EOF'
 table inet kindnet-ipmasq {}
 delete table inet kindnet-ipmasq
 table inet kindnet-ipmasq {
