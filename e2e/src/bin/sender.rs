@@ -16,12 +16,15 @@ use std::{
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
+    socket::{setsockopt, sockopt::TcpUserTimeout},
 };
 
 const TICK: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Every so many datagrams one is sent by a new socket, which is a new connection to conntrack.
 const NEW_EVERY: usize = 25;
+/// After so long without an answer the kernel gives a connection up, its last segment included.
+const GIVES_UP: Duration = Duration::from_secs(3);
 const REQUEST_EVERY: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
@@ -129,6 +132,8 @@ fn loop_of_connections(name: &str, outside: &[SocketAddr]) {
 fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
     let connection = TcpStream::connect_timeout(&target, PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
+    let gives_up = u32::try_from(GIVES_UP.as_millis()).unwrap_or(u32::MAX);
+    setsockopt(&connection, TcpUserTimeout, &gives_up)?;
     Ok(connection)
 }
 

@@ -33,6 +33,9 @@ use crate::{
 /// Who writes.
 const MANAGER: &str = "hunt";
 
+/// The policy that selects nothing.
+const BARRIER: &str = "hunt-barrier";
+
 /// How a pod is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grace {
@@ -125,6 +128,22 @@ impl Server {
             Change::Addresses(pair, node) => block_in_place(|| move_addresses(cluster, EGRESS[*pair], *node)),
             Change::Trouble(kind) => block_in_place(|| trouble::make(cluster, *kind)),
         }
+    }
+
+    /// Edits a policy that selects nothing. The operator learns of policies in order: when it has read this one, it
+    /// knows of all that was sent before, what was deleted included.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn send_barrier(&self, number: usize) -> Result<()> {
+        let nowhere = json!({"matchLabels": {LABEL: "nowhere"}});
+        let spec = json!({
+            "priority": number,
+            "selectors": [{"namespaceSelector": nowhere}],
+            "egressSourceIPs": EGRESS[0],
+        });
+        self.apply::<EgressNATPolicy>(&self.all(), BARRIER, json!({"spec": spec}))
+            .await
     }
 
     /// Creates a pod; returns its uid.

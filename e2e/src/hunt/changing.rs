@@ -8,12 +8,15 @@ use std::{
 use tokio::task::block_in_place;
 
 use super::{
+    Settings,
     api::Server,
-    change::{self, Change},
+    change::Change,
+    draw::draw,
     goal::Goal,
     misdirected::Misdirected,
     random::Random,
     settled::Wait,
+    timeline::Time,
     world::{World, lock, now},
 };
 use crate::{cluster::Cluster, error::Result};
@@ -31,60 +34,79 @@ pub struct End {
     pub missing: Option<String>,
     /// Packets that came to a node which is no gateway for them.
     pub misdirected: u64,
+    /// When the first of them were noticed.
+    pub first_misdirected: Option<Time>,
 }
 
-/// One batch of changes after the other, each after the one before is in place, until the goal is reached.
-pub async fn run(
-    cluster: &Cluster,
-    server: &Server,
-    world: &Mutex<World>,
-    mut random: Random,
-    goal: &Goal,
-) -> Result<End> {
-    let mut misdirected = Misdirected::default();
-    let mut end = End::default();
-    while !goal.is_reached() {
-        let changes = change::draw(&mut random, &lock(world));
-        goal.add_changes(changes.len());
-        end.missing = make(cluster, server, world, &changes).await?;
-        end.misdirected = block_in_place(|| misdirected.look(cluster))?;
-        if end.missing.is_some() {
-            goal.give_up();
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(end)
+/// Who changes what, and how long.
+pub struct Changing<'a> {
+    pub cluster: &'a Cluster,
+    pub server: &'a Server,
+    pub world: &'a Mutex<World>,
+    pub goal: &'a Goal,
+    pub settings: &'a Settings,
 }
 
-/// Makes changes, and waits until all of them are in place.
-///
-/// Returns what is missing still when they have had their time.
-async fn make(
-    cluster: &Cluster,
-    server: &Server,
-    world: &Mutex<World>,
-    changes: &[Change],
-) -> Result<Option<String>> {
-    let sent = now();
-    for change in changes {
-        lock(world).change(now(), change);
-        server.send(cluster, world, change).await?;
-    }
-    let (deadline, mut wait) = (Instant::now() + IN_PLACE, Wait::new(sent));
-    loop {
-        let (policies, plans) = server.shown().await?;
-        let missing = {
-            let mut world = lock(world);
-            let missing = wait.missing(&world, &policies, &plans);
-            if missing.is_empty() {
-                world.settle(now());
-                return Ok(None);
+impl Changing<'_> {
+    /// One batch of changes after the other, each after the one before is in place, until the goal is reached.
+    pub async fn run(&self) -> Result<End> {
+        let mut random = Random::new(self.settings.seed);
+        let mut misdirected = Misdirected::default();
+        let mut end = End::default();
+        for number in 0.. {
+            if self.goal.is_reached() {
+                break;
             }
-            missing
-        };
-        if Instant::now() > deadline {
-            return Ok(Some(missing.join(", ")));
+            let changes = draw(&mut random, &lock(self.world), self.settings.favour);
+            self.goal.add_changes(changes.len());
+            end.missing = self.make(number, &changes).await?;
+            self.look(&mut misdirected, &mut end)?;
+            if end.missing.is_some() || self.settings.until_wrong && end.misdirected > 0 {
+                self.goal.give_up();
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        tokio::time::sleep(LOOK).await;
+        self.look(&mut misdirected, &mut end)?;
+        Ok(end)
+    }
+
+    /// Makes changes, and waits until all of them are in place.
+    ///
+    /// Returns what is missing still when they have had their time.
+    async fn make(&self, number: usize, changes: &[Change]) -> Result<Option<String>> {
+        let sent = now();
+        for change in changes {
+            lock(self.world).change(now(), change);
+            self.server.send(self.cluster, self.world, change).await?;
+        }
+        self.server.send_barrier(number).await?;
+        let (deadline, mut wait) = (Instant::now() + IN_PLACE, Wait::new(sent));
+        loop {
+            let (policies, plans) = self.server.shown().await?;
+            let missing = {
+                let mut world = lock(self.world);
+                let missing = wait.missing(&world, &policies, &plans);
+                if missing.is_empty() {
+                    world.settle(now());
+                    return Ok(None);
+                }
+                missing
+            };
+            if Instant::now() > deadline {
+                return Ok(Some(missing.join(", ")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Have more packets come to a wrong gateway?
+    fn look(&self, misdirected: &mut Misdirected, end: &mut End) -> Result<()> {
+        for (count, what) in block_in_place(|| misdirected.look(self.cluster))? {
+            let now = now();
+            lock(self.world).note(now, what);
+            end.misdirected += count;
+            end.first_misdirected.get_or_insert(now);
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use futures::{StreamExt, future::try_join_all, pin_mut};
 use k8s_openapi::api::core::v1;
-use kube::{Api, ResourceExt, core::PartialObjectMeta};
+use kube::{Api, ResourceExt};
 use kube_runtime::watcher::{self, Event, watcher};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -22,6 +22,8 @@ use super::{
 };
 use crate::{error::Result, site::NODES};
 
+/// Pods are numbered.
+const PREFIX: &str = "hunt-";
 /// How many pods come at once, each second.
 const WAVE: usize = 10;
 /// How many pods there are at a time; beyond, a wave goes as one comes.
@@ -75,24 +77,41 @@ pub async fn end(server: &Server, world: &Mutex<World>) -> Result<()> {
     Ok(())
 }
 
-/// Notes when pods are gone from the API server. Ends never.
-pub async fn note_removals(server: Server, world: Arc<Mutex<World>>) -> Infallible {
-    let pods: Api<PartialObjectMeta<v1::Pod>> = Api::all(server.client().clone());
+/// Notes which addresses pods get, and when they are gone from the API server. Ends never.
+pub async fn watch(server: Server, world: Arc<Mutex<World>>) -> Infallible {
+    let pods: Api<v1::Pod> = Api::all(server.client().clone());
     let events = watcher(pods, watcher::Config::default().labels(LABEL));
     pin_mut!(events);
     loop {
-        // What the watch says of itself, it mends itself.
-        let Some(Ok(event)) = events.next().await else {
-            continue;
-        };
-        if let Event::Delete(pod) = event {
-            let uid = pod.uid().unwrap_or_default();
-            let mut world = lock(&world);
-            if let Some(pod) = world.pods.values_mut().find(|pod| pod.uid == uid) {
-                pod.removed.get_or_insert_with(now);
+        match events.next().await {
+            Some(Ok(Event::Apply(pod) | Event::InitApply(pod))) => {
+                let status = pod.status.as_ref();
+                let address = status.and_then(|status| status.pod_ip.as_deref());
+                if let (Some(port), Some(address)) = (port_of(&pod), address) {
+                    lock(&world).has_address(port, address);
+                }
             }
+            Some(Ok(Event::Delete(pod))) => {
+                let mut world = lock(&world);
+                let known = port_of(&pod).and_then(|port| world.pods.get_mut(&port));
+                if let Some(known) = known.filter(|known| known.name == pod.name_any()) {
+                    known.removed.get_or_insert_with(now);
+                }
+            }
+            // What the watch says of itself, it mends itself.
+            _ => {}
         }
     }
+}
+
+/// The port that a pod sends to: see [`draw`].
+fn port_of(pod: &v1::Pod) -> Option<u16> {
+    Some(port(pod.name_any().strip_prefix(PREFIX)?.parse().ok()?))
+}
+
+fn port(number: usize) -> u16 {
+    let ports = usize::from(u16::MAX - FIRST_PORT);
+    FIRST_PORT + u16::try_from(number % ports).unwrap_or_default()
 }
 
 /// How many pods there are, and with how many the kubelets are behind: those that wait for their first packet, and
@@ -111,7 +130,7 @@ fn census(world: &World) -> (usize, usize) {
 /// The next pod.
 fn draw(random: &mut Random, number: usize) -> (u16, Pod, bool) {
     let pod = Pod {
-        name: format!("hunt-{number}"),
+        name: format!("{PREFIX}{number}"),
         namespace: random.below(NAMESPACES.len()),
         node: random.below(NODES.len()),
         uid: String::new(),
@@ -121,9 +140,7 @@ fn draw(random: &mut Random, number: usize) -> (u16, Pod, bool) {
         heard: None,
         label: Timeline::new(random.pick(&VALUES)),
     };
-    let ports = usize::from(u16::MAX - FIRST_PORT);
-    let port = FIRST_PORT + u16::try_from(number % ports).unwrap_or_default();
-    (port, pod, random.one_in(2))
+    (port(number), pod, random.one_in(2))
 }
 
 async fn create(

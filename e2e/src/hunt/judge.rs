@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use super::{packet::Packet, place::Source, world::World};
+use super::{
+    packet::{Packet, What},
+    place::Source,
+    world::World,
+};
 
 /// What is said of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,7 +50,10 @@ impl fmt::Display for Why {
 #[must_use]
 pub fn judge(packet: &Packet, world: &World) -> Judgement {
     let source = Source::of(packet.source);
-    let sender = packet.port.filter(|_| packet.forwarded);
+    // A node resets what comes for a connection of its own addresses that its conntrack has forgotten. Nobody else
+    // sends what no node has forwarded.
+    let is_nodes_reset = packet.what == What::Reset && !packet.forwarded;
+    let sender = packet.port.filter(|_| !is_nodes_reset);
     let Some(pod) = sender.and_then(|port| world.pods.get(&port)) else {
         return match source {
             Source::Nobody => Judgement::Wrong(Why::NobodysAddress),
@@ -60,9 +67,13 @@ pub fn judge(packet: &Packet, world: &World) -> Judgement {
     if allowed.contains(&source) {
         return Judgement::Right;
     }
-    // What conntrack cannot place after that, the CNI's masquerade does not touch; of pods that no policy selects, it
-    // is nobody else's affair.
-    if source == Source::Nobody && allowed.contains(&Source::Node(pod.node)) && world.has_forgotten(pod) {
+    // What conntrack cannot place any more once the hunt has made it forget, the CNI's masquerade does not touch; of
+    // pods that no policy selects, it is nobody else's affair.
+    if source == Source::Nobody
+        && matches!(packet.what, What::Fin | What::Reset | What::Segment)
+        && allowed.contains(&Source::Node(pod.node))
+        && world.has_forgotten(pod, packet.at)
+    {
         return Judgement::Foreign;
     }
     Judgement::Wrong(match source {
@@ -81,7 +92,7 @@ mod tests {
             model::{Policy, Selector},
             place::{EGRESS, FIRST_PORT},
             timeline::{Time, Timeline},
-            world::Pod,
+            world::{FORGETTING, Pod},
         },
         site::NODES,
     };
@@ -130,7 +141,7 @@ mod tests {
             source,
             destination: 0,
             port: Some(FIRST_PORT),
-            what: "UDP",
+            what: What::Datagram,
             forwarded: true,
             name: Some("hunt-0".into()),
         }
@@ -179,10 +190,38 @@ mod tests {
     #[test]
     fn an_unselected_pods_forgotten_connections_are_the_cnis() {
         let mut world = world();
-        let own = "10.244.1.7".parse().unwrap();
+        let nobodys = Judgement::Wrong(Why::NobodysAddress);
+        let mut packet = packet(8, "10.244.1.7".parse().unwrap());
+        packet.what = What::Fin;
+        assert_eq!(judge(&packet, &world), nobodys);
         world.forgotten[1] = Some(6);
-        assert_eq!(said(&world, 8, own), Judgement::Foreign);
-        assert_eq!(said(&world, 25, own), Judgement::Wrong(Why::NobodysAddress));
+        assert_eq!(judge(&packet, &world), Judgement::Foreign);
+        // By a new connection, of a selected pod, on another node, much later: wrong as ever.
+        packet.what = What::Syn;
+        assert_eq!(judge(&packet, &world), nobodys);
+        (packet.what, packet.at) = (What::Fin, 25);
+        assert_eq!(judge(&packet, &world), nobodys);
+        packet.at = 8;
+        world.pods.get_mut(&FIRST_PORT).unwrap().node = 2;
+        assert_eq!(judge(&packet, &world), nobodys);
+        world.pods.get_mut(&FIRST_PORT).unwrap().node = 1;
+        world.policies.clear();
+        packet.at = 6 + FORGETTING;
+        assert_eq!(judge(&packet, &world), Judgement::Foreign);
+        packet.at += 1;
+        assert_eq!(judge(&packet, &world), nobodys);
+    }
+
+    #[test]
+    fn what_no_node_has_forwarded_is_a_nodes_reset_or_as_bad_as_any() {
+        let world = world();
+        let mut packet = packet(25, NODES[1].v4.into());
+        packet.forwarded = false;
+        assert_eq!(judge(&packet, &world), Judgement::Wrong(Why::OwnNode));
+        packet.what = What::Reset;
+        assert_eq!(judge(&packet, &world), Judgement::Foreign);
+        packet.source = "10.244.1.7".parse().unwrap();
+        assert_eq!(judge(&packet, &world), Judgement::Wrong(Why::NobodysAddress));
     }
 
     #[test]
@@ -217,9 +256,7 @@ mod tests {
         assert_eq!(judge(&packet, &world), Judgement::Right);
         packet.name = Some("hunt-1".into());
         assert_eq!(judge(&packet, &world), Judgement::Wrong(Why::OtherName));
-        packet.forwarded = false;
-        assert_eq!(judge(&packet, &world), Judgement::Foreign);
-        (packet.forwarded, packet.port) = (true, Some(FIRST_PORT + 1));
+        packet.port = Some(FIRST_PORT + 1);
         assert_eq!(judge(&packet, &world), Judgement::Foreign);
     }
 }

@@ -10,41 +10,53 @@ use crate::{cluster::Cluster, error::Result};
 /// The counters: an id that is not known, a peer that is not, a peer's pods that are not.
 const COUNTERS: [&str; 3] = ["drop_unknown_id", "drop_not_peer", "drop_spoofed"];
 
-/// The sum over all nodes, through tables that are made anew.
+/// What the nodes' counters said last; a table that is made anew begins at 0.
 #[derive(Debug, Default)]
 pub struct Misdirected {
     last: BTreeMap<(usize, &'static str), u64>,
-    sum: u64,
 }
 
 impl Misdirected {
-    /// Looks at the counters; returns the sum so far.
+    /// Looks at the counters; returns what came since the last look: how many, where and why.
     ///
     /// # Errors
     /// When a node is not up.
-    pub fn look(&mut self, cluster: &Cluster) -> Result<u64> {
+    pub fn look(&mut self, cluster: &Cluster) -> Result<Vec<(u64, String)>> {
+        let mut found = Vec::new();
         for (index, node) in cluster.nodes().iter().enumerate() {
             let mut command = Command::new("nft");
             command.args(["--json", "list", "counters", "table", "inet", "egressnat"]);
             // A node without any policy has no table.
             let listed = node.netns()?.output(&mut command).unwrap_or_default();
-            self.take(index, &serde_json::from_str(&listed).unwrap_or_default());
+            let news = self.take(index, &serde_json::from_str(&listed).unwrap_or_default());
+            let told = |(count, counter)| {
+                (
+                    count,
+                    format!("{count} packets misdirected to {}: {counter}", node.spec().name),
+                )
+            };
+            found.extend(news.into_iter().map(told));
         }
-        Ok(self.sum)
+        Ok(found)
     }
 
-    /// What a node's nft has listed.
-    fn take(&mut self, node: usize, listed: &Value) {
+    /// What a node's nft has listed; returns what is more than last time.
+    fn take(&mut self, node: usize, listed: &Value) -> Vec<(u64, &'static str)> {
         let items = listed["nftables"].as_array();
         let counters = items.into_iter().flatten().filter_map(|item| item.get("counter"));
+        let mut news = Vec::new();
         for counter in counters {
             let Some(name) = COUNTERS.into_iter().find(|name| counter["name"] == *name) else {
                 continue;
             };
             let packets = counter["packets"].as_u64().unwrap_or_default();
             let last = self.last.insert((node, name), packets).unwrap_or_default();
-            self.sum += if packets < last { packets } else { packets - last };
+            let more = packets.checked_sub(last).unwrap_or(packets);
+            if more > 0 {
+                news.push((more, name));
+            }
         }
+        news
     }
 }
 
@@ -55,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_add_up_also_when_they_begin_anew() {
+    fn each_look_tells_what_is_new_also_when_counters_begin_anew() {
         let mut misdirected = Misdirected::default();
         let counters = |unknown: u64, other: u64| {
             json!({"nftables": [
@@ -64,11 +76,11 @@ mod tests {
                 {"counter": {"name": "drop_no_gateway", "packets": other}},
             ]})
         };
-        for (unknown, sum) in [(3, 3), (5, 5), (2, 7)] {
-            misdirected.take(0, &counters(unknown, 100));
-            assert_eq!(misdirected.sum, sum);
+        for (unknown, more) in [(3, 3), (5, 2), (2, 2)] {
+            let news = misdirected.take(0, &counters(unknown, 100));
+            assert_eq!(news, [(more, "drop_unknown_id")]);
         }
-        misdirected.take(1, &counters(1, 100));
-        assert_eq!(misdirected.sum, 8);
+        assert_eq!(misdirected.take(0, &counters(2, 200)), []);
+        assert_eq!(misdirected.take(1, &counters(2, 100)), [(2, "drop_unknown_id")]);
     }
 }

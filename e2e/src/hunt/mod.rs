@@ -10,6 +10,7 @@ mod api;
 mod change;
 mod changing;
 mod churn;
+mod draw;
 mod goal;
 mod judge;
 mod misdirected;
@@ -17,6 +18,7 @@ mod model;
 mod outside;
 mod packet;
 mod place;
+mod proof;
 mod random;
 mod report;
 mod safeguard;
@@ -28,20 +30,21 @@ mod world;
 use std::{
     convert::Infallible,
     panic,
-    path::PathBuf,
+    path::Path,
     process::ChildStdout,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+pub use proof::{Proof, prove};
 pub use report::Report;
 use report::Tally;
-pub use safeguard::{Safeguard, install};
+pub use safeguard::Safeguard;
 
 use self::{
     api::Server,
-    changing::End,
+    changing::{Changing, End},
     goal::Goal,
     outside::{Outside, next_packet},
     packet::Frames,
@@ -53,10 +56,14 @@ use crate::{
     cluster::Cluster,
     error::{Context, Result},
     images,
+    kube_proxy::KubeProxyMode,
     progress::Progress,
-    site::NODES,
+    site::{NODES, Site},
+    temporary::Temporary,
 };
 
+/// The cluster's name: a hunt can run beside the lab and the tests.
+const CLUSTER: &str = "egressnat-hunt";
 const LOOK: Duration = Duration::from_millis(30);
 /// How long nothing must come from pods that are deleted, and how long the kubelets have for that.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -72,26 +79,37 @@ pub struct Settings {
     pub changes: usize,
     /// What the pods, the changes and their order are made from.
     pub seed: u64,
-    /// Ends at once when a packet was wrong.
+    /// Ends at once when a packet was wrong, or misdirected.
     pub until_wrong: bool,
-    /// The program that the pods run.
-    pub sender: PathBuf,
+    /// The safeguard that the changes are to try more than others.
+    pub favour: Option<Safeguard>,
+    /// Values for the chart, as helm's `--set` takes them.
+    pub values: Vec<String>,
+    /// Safeguards that are left out.
+    pub without: Vec<Safeguard>,
 }
 
-/// Hunts in a cluster in which the chart is installed.
+/// Hunts in a cluster of its own. `programs` is the folder of the lab's programs.
 ///
 /// # Errors
 /// When the lab fails. Wrong packets are no error, nor is a change that does not come into place: the report has them.
-pub fn run(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Result<Report> {
+pub fn run(programs: &Path, settings: &Settings, progress: &Progress) -> Result<Report> {
+    let site = Site::new(CLUSTER, &programs.join("lab"));
+    let cluster = Temporary::up(&site, KubeProxyMode::Nftables, progress)?;
+    safeguard::install(&cluster, &settings.values, &settings.without)?;
+    let sender = images::build_sender(&programs.join("sender"), &site.path("images"))?;
+    cluster.load_images(&[sender])?;
     let runtime = tokio::runtime::Runtime::new().context(|| "start a runtime".into())?;
-    runtime.block_on(hunt(cluster, settings, progress))
+    let report = runtime.block_on(hunt(&cluster, settings, progress))?;
+    cluster.down()?;
+    Ok(report)
 }
 
 async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Result<Report> {
     let start = Instant::now();
     let server = Server::of(cluster).await?;
     let world = Arc::new(Mutex::new(World::new()));
-    let outside = prepare(cluster, settings, &server).await?;
+    let outside = prepare(cluster, &server).await?;
     progress.step(&format!("hunting with SEED={}", settings.seed));
     let goal = Arc::new(Goal::new((settings.pods, settings.changes)));
     let (capture, frames) = outside.capture()?;
@@ -110,9 +128,20 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
         pods,
         Arc::clone(&goal),
     ));
-    let removals = tokio::spawn(churn::note_removals(server.clone(), Arc::clone(&world)));
-    let End { missing, misdirected } = tokio::select! {
-        end = changing::run(cluster, &server, &world, Random::new(settings.seed), &goal) => end?,
+    let watch = tokio::spawn(churn::watch(server.clone(), Arc::clone(&world)));
+    let changing = Changing {
+        cluster,
+        server: &server,
+        world: &world,
+        goal: &goal,
+        settings,
+    };
+    let End {
+        missing,
+        misdirected,
+        first_misdirected,
+    } = tokio::select! {
+        end = changing.run() => end?,
         never = tell(progress, &goal, &tally) => match never {},
     };
     churn
@@ -120,7 +149,7 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
         .unwrap_or_else(|error| panic::resume_unwind(error.into_panic()))?;
     churn::end(&server, &world).await?;
     let silent = silence(&tally).await;
-    removals.abort();
+    watch.abort();
     capture.interrupt()?;
     reader
         .join()
@@ -134,6 +163,7 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
         changes,
         missing,
         misdirected,
+        first_misdirected,
         silent,
         tally: held(&tally).clone(),
         lost: capture.lost()?,
@@ -142,10 +172,8 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
     })
 }
 
-/// The pods' image, the hosts outside, addresses and labels.
-async fn prepare(cluster: &Cluster, settings: &Settings, server: &Server) -> Result<Outside> {
-    let archive = images::build_sender(&settings.sender, &cluster.site().path("images"))?;
-    cluster.load_images(&[archive])?;
+/// The hosts outside, addresses and labels.
+async fn prepare(cluster: &Cluster, server: &Server) -> Result<Outside> {
     let world = World::new();
     for (pair, holder) in EGRESS.into_iter().zip(world.holders) {
         api::move_addresses(cluster, pair, holder)?;

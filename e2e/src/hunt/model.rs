@@ -1,7 +1,7 @@
 //! What policies mean for a pod's packets, told from the API's text and not from the product's code.
 
 use super::{
-    place::Source,
+    place::{Source, VALUES},
     timeline::{Time, Timeline},
 };
 
@@ -22,6 +22,12 @@ pub struct Policy {
     pub egress: usize,
     /// Its gateway must have the gateway's label; otherwise any node that holds the addresses will do.
     pub by_label: bool,
+}
+
+/// The other of the two values.
+#[must_use]
+pub fn other(label: Label) -> Label {
+    if label == VALUES[0] { VALUES[1] } else { VALUES[0] }
 }
 
 /// Labels that must all be there; at least one is given.
@@ -47,6 +53,16 @@ pub struct Labels {
 }
 
 impl Selector {
+    /// One that selects none of the same pods.
+    #[must_use]
+    pub fn contrary(mut self) -> Self {
+        let given = [&mut self.pod, &mut self.namespace, &mut self.node];
+        if let Some(label) = given.into_iter().flatten().next() {
+            *label = other(label);
+        }
+        self
+    }
+
     fn matches(&self, labels: Labels) -> bool {
         let is = |wanted: Option<Label>, label: Label| wanted.is_none_or(|wanted| wanted == label);
         is(self.pod, labels.pod) && is(self.namespace, labels.namespace) && is(self.node, labels.node)

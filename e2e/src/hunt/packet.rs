@@ -1,6 +1,7 @@
 //! Packets as the outside sees them, out of tcpdump's stream of captured frames.
 
 use std::{
+    fmt,
     io::{self, Read},
     net::IpAddr,
 };
@@ -26,13 +27,46 @@ pub struct Packet {
     pub destination: usize,
     /// Its destination port, by which its pod is known.
     pub port: Option<u16>,
-    /// What it carries, for people.
-    pub what: &'static str,
-    /// Whether a node has forwarded it. What a node's own stack has sent, as a reset to a segment of a connection that
-    /// conntrack has forgotten, comes as it was sent: its hop limit is whole.
+    /// What it carries.
+    pub what: What,
+    /// Whether a node has forwarded it, as it has every packet of a pod. What a node's own stack has sent comes as it
+    /// was sent: its hop limit is whole.
     pub forwarded: bool,
     /// The name in its payload, where it has one: a UDP datagram's.
     pub name: Option<String>,
+}
+
+/// What a packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// UDP.
+    Datagram,
+    /// TCP's first segment.
+    Syn,
+    /// TCP's RST.
+    Reset,
+    /// TCP's last segment of a side.
+    Fin,
+    /// Another segment of TCP.
+    Segment,
+    /// ICMP.
+    Icmp,
+    /// Another protocol.
+    Other,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Datagram => "UDP",
+            Self::Syn => "TCP SYN",
+            Self::Reset => "TCP RST",
+            Self::Fin => "TCP FIN",
+            Self::Segment => "TCP",
+            Self::Icmp => "ICMP",
+            Self::Other => "of another protocol",
+        })
+    }
 }
 
 impl Packet {
@@ -62,11 +96,13 @@ impl Packet {
         };
         let destination = place::outside(destination)?;
         let (what, port, name) = match &sliced.transport {
-            Some(TransportSlice::Udp(udp)) => ("UDP", Some(udp.destination_port()), name(udp.payload())),
+            Some(TransportSlice::Udp(udp)) => {
+                (What::Datagram, Some(udp.destination_port()), name(udp.payload()))
+            }
             Some(TransportSlice::Tcp(tcp)) => (segment(tcp), Some(tcp.destination_port()), None),
             Some(TransportSlice::Icmpv6(icmp)) if is_neighbour_discovery(icmp.type_u8()) => return None,
-            Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)) => ("ICMP", None, None),
-            _ => ("of another protocol", None, None),
+            Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)) => (What::Icmp, None, None),
+            _ => (What::Other, None, None),
         };
         Some(Self {
             at,
@@ -80,12 +116,12 @@ impl Packet {
     }
 }
 
-fn segment(tcp: &TcpSlice) -> &'static str {
+fn segment(tcp: &TcpSlice) -> What {
     match (tcp.syn(), tcp.rst(), tcp.fin()) {
-        (true, ..) => "TCP SYN",
-        (_, true, _) => "TCP RST",
-        (.., true) => "TCP FIN",
-        _ => "TCP",
+        (true, ..) => What::Syn,
+        (_, true, _) => What::Reset,
+        (.., true) => What::Fin,
+        _ => What::Segment,
     }
 }
 
@@ -170,7 +206,7 @@ mod tests {
             source: SOURCE.into(),
             destination: 1,
             port: Some(1030),
-            what: "UDP",
+            what: What::Datagram,
             forwarded: true,
             name: Some("hunt-6".into()),
         };
@@ -195,7 +231,7 @@ mod tests {
             (packet.destination, packet.port, packet.name),
             (0, Some(1031), None)
         );
-        assert_eq!((packet.what, packet.forwarded), ("TCP SYN", false));
+        assert_eq!((packet.what, packet.forwarded), (What::Syn, false));
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Tally {
                 kind.count, kind.what
             );
             let pod = kind.port.and_then(|port| world.pods.get(&port));
-            let lines = pod.map_or(Vec::new(), |pod| world.time_line(pod, kind.first));
+            let lines = world.time_line(pod, kind.first, "THE FIRST WRONG PACKET");
             let pod = pod.map_or(String::new(), |pod| format!(" ({})", super::describe(pod)));
             format!("{head}{pod}\n    {}", lines.join("\n    "))
         });
@@ -95,6 +95,8 @@ pub struct Report {
     pub missing: Option<String>,
     /// Packets that came to a node which is no gateway for them.
     pub misdirected: u64,
+    /// When the first of them were noticed.
+    pub first_misdirected: Option<Time>,
     /// Nothing came any more once all pods were deleted.
     pub silent: bool,
     /// What became of the packets.
@@ -114,6 +116,12 @@ impl Report {
         if self.tally.wrong > 0 {
             return Some(format!("{} packets were wrong", self.tally.wrong));
         }
+        if self.misdirected > 0 {
+            return Some(format!(
+                "{} packets came to a node that is no gateway for them",
+                self.misdirected
+            ));
+        }
         if self.tally.judged == 0 {
             return Some("no packet was judged: the hunt shows nothing".into());
         }
@@ -126,12 +134,23 @@ impl Report {
         (self.lost > 0).then(|| format!("the capture lost {} packets", self.lost))
     }
 
+    /// How many packets were wrong for a reason.
+    #[must_use]
+    pub fn wrong_for(&self, reason: Why) -> u64 {
+        let kinds = self.tally.kinds.iter();
+        kinds
+            .filter(|((why, _, _), _)| *why == reason)
+            .map(|(_, kind)| kind.count)
+            .sum()
+    }
+
     /// One JSON object, in one line.
     #[must_use]
     pub fn json(&self) -> String {
         json!({
             "pods": self.pods,
             "heard": self.heard,
+            "reused_addresses": self.world.reused,
             "changes": self.changes,
             "seen": self.tally.seen,
             "judged": self.tally.judged,
@@ -154,6 +173,12 @@ impl fmt::Display for Report {
                 self.world.last_changes().join("\n    ")
             )?;
         }
+        if let Some(first) = self.first_misdirected {
+            let lines = self
+                .world
+                .time_line(None, first, "THE FIRST MISDIRECTED PACKETS ARE NOTICED");
+            writeln!(formatter, "misdirected packets:\n    {}\n", lines.join("\n    "))?;
+        }
         for lines in self.tally.time_lines(&self.world) {
             writeln!(formatter, "{lines}\n")?;
         }
@@ -171,6 +196,7 @@ impl fmt::Display for Report {
         for (count, what) in [
             (self.pods as u64, "pods created"),
             (self.heard as u64, "pods heard"),
+            (self.world.reused, "pods with an address that another had before"),
             (self.changes as u64, "changes"),
             (self.tally.seen, "packets seen"),
             (self.tally.judged, "packets judged"),
@@ -180,6 +206,7 @@ impl fmt::Display for Report {
         ] {
             writeln!(formatter, "{count:>10} {what}")?;
         }
-        Ok(())
+        let seconds = self.took.as_secs_f64();
+        writeln!(formatter, "{seconds:>10.0} seconds")
     }
 }

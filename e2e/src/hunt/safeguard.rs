@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 
+use super::{judge::Why, report::Report};
 use crate::{cluster::Cluster, error::Result};
 
 const NAMESPACE: &str = "egressnat-system";
@@ -26,7 +27,11 @@ pub enum Safeguard {
 /// # Errors
 /// When helm refuses, or something is not ready in time.
 pub fn install(cluster: &Cluster, values: &[String], without: &[Safeguard]) -> Result<()> {
-    let mut values: Vec<&str> = values.iter().map(String::as_str).collect();
+    // With one more, another leads when the leader is killed.
+    let mut values: Vec<&str> = ["operator.replicas=2"]
+        .into_iter()
+        .chain(values.iter().map(String::as_str))
+        .collect();
     if without.contains(&Safeguard::Gate) {
         values.push("startGate.enabled=false");
     }
@@ -44,6 +49,17 @@ pub fn install(cluster: &Cluster, values: &[String], without: &[Safeguard]) -> R
 }
 
 impl Safeguard {
+    /// Whether a hunt without it has found what it is against.
+    #[must_use]
+    pub fn shows(self, report: &Report) -> bool {
+        match self {
+            Self::Gate => report.wrong_for(Why::OwnNode) > 0,
+            Self::Order => report.misdirected > 0,
+            Self::Conntrack => report.tally.wrong > 0,
+            Self::Quarantine => report.wrong_for(Why::OtherPolicy) > 0,
+        }
+    }
+
     fn of_operator(&self) -> Option<&'static str> {
         match self {
             Self::Order => Some("order"),

@@ -70,20 +70,28 @@ impl Wait {
     }
 }
 
-/// Policies of which the operator has not said yet that it knows them as they are.
+/// Policies of which the operator has not said yet that it knows them as they are. One that is deleted says nothing:
+/// for it speaks the one that was edited after it ([`super::api::Server::send_barrier`]).
 fn unread(world: &World, policies: &[EgressNATPolicy]) -> Vec<String> {
-    let is_read = |name: &str| {
-        let policy = policies.iter().find(|policy| policy.name_any() == name)?;
-        let conditions = &policy.status.as_ref()?.conditions;
-        let accepted = conditions
-            .iter()
-            .find(|condition| condition.type_ == "Accepted")?;
-        Some(accepted.observed_generation == policy.metadata.generation)
+    let is_read = |policy: &EgressNATPolicy| {
+        let status = policy.status.as_ref();
+        let mut conditions = status.iter().flat_map(|status| &status.conditions);
+        let accepted = conditions.find(|condition| condition.type_ == "Accepted");
+        accepted.is_some_and(|accepted| accepted.observed_generation == policy.metadata.generation)
     };
-    let unread = world
+    let unread = policies
+        .iter()
+        .filter(|policy| !is_read(policy))
+        .map(ResourceExt::name_any);
+    let is_shown = |name: &str| policies.iter().any(|policy| policy.name_any() == name);
+    let not_shown = world
         .current_policies()
-        .filter(|(name, _)| is_read(name) != Some(true));
-    unread.map(|(name, _)| format!("{name} is not read")).collect()
+        .filter(|(name, _)| !is_shown(name))
+        .map(|(name, _)| name.to_owned());
+    unread
+        .chain(not_shown)
+        .map(|name| format!("{name} is not read"))
+        .collect()
 }
 
 /// Where a plan says something else than the history.

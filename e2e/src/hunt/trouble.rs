@@ -1,8 +1,9 @@
-//! Killing and upsetting what runs on the nodes.
+//! Killing, holding and upsetting what runs on the nodes.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, thread, time::Duration};
 
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -16,62 +17,115 @@ use crate::{
 };
 
 const NAMESPACE: &str = "egressnat-system";
+const AGENT: &str = "egressnat-agent";
+const OPERATOR: &str = "egressnat-operator";
+/// For how long an agent is held: less than the kubelet needs to take it for dead.
+const HELD: Duration = Duration::from_secs(3);
+/// Where the CNI remembers which address it gave last.
+const LAST_ADDRESSES: [&str; 2] = ["0", "1"];
 
 /// Makes it.
 ///
 /// # Errors
-/// When what is to be killed is not there, or the kernel refuses.
+/// When the API server, a node or the kernel refuses.
 pub fn make(cluster: &Cluster, trouble: Trouble) -> Result<()> {
     let nodes = cluster.nodes();
     match trouble {
-        Trouble::Agent(node) => kill_pod(
-            cluster,
-            "app.kubernetes.io/component=agent",
-            Some(nodes[node].spec().name),
-            "egressnat-agent",
-        ),
-        Trouble::Operator => kill_pod(
-            cluster,
-            "app.kubernetes.io/component=operator",
-            None,
-            "egressnat-operator",
-        ),
+        Trouble::AgentKilled(node) => match agent_of(cluster, &nodes[node])? {
+            Some(agent) => kill_pod(cluster, &agent, AGENT),
+            None => Ok(()),
+        },
+        Trouble::AgentReplaced(node) => match agent_of(cluster, &nodes[node])? {
+            Some(agent) => delete(cluster, &agent.name, &["--wait=false"]),
+            None => Ok(()),
+        },
+        Trouble::AgentHeld(node) => match agent_of(cluster, &nodes[node])? {
+            Some(agent) => hold(cluster, &agent),
+            None => Ok(()),
+        },
+        Trouble::Operator => kill_leader(cluster),
         Trouble::KubeProxy(node) => restart_kube_proxy(cluster, &nodes[node]),
         Trouble::Conntrack(node) => forget_connections(&nodes[node]),
+        Trouble::PodAddresses(node) => forget_last_addresses(&nodes[node]),
     }
+}
+
+/// A pod of the product.
+struct ProductPod {
+    name: String,
+    uid: String,
+    restarts: u32,
+}
+
+/// The agent's pod on a node. None, where the last one was killed and the next is not there yet.
+fn agent_of(cluster: &Cluster, node: &Node) -> Result<Option<ProductPod>> {
+    let field = format!("--field-selector=spec.nodeName={}", node.spec().name);
+    Ok(pods(cluster, "agent", &[&field])?.pop())
+}
+
+fn pods(cluster: &Cluster, component: &str, more: &[&str]) -> Result<Vec<ProductPod>> {
+    let label = format!("app.kubernetes.io/component={component}");
+    let path = "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} \
+                {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
+    let query = ["-n", NAMESPACE, "get", "pods", "-l", &label, "-o", path];
+    let listed = cluster.kubectl().run([&query, more].concat())?;
+    let pod = |line: &str| {
+        let mut words = line.split(' ').map(str::to_owned);
+        let (name, uid) = (words.next()?, words.next()?);
+        let restarts = words.next().and_then(|count| count.parse().ok()).unwrap_or(0);
+        Some(ProductPod { name, uid, restarts })
+    };
+    Ok(listed.lines().filter_map(pod).collect())
 }
 
 /// By SIGKILL, so that the container is started again in its pod. The kubelet waits longer each time before it
 /// does that, so a pod that was killed before is replaced instead, and with it the kubelet's memory.
-fn kill_pod(cluster: &Cluster, label: &str, node: Option<&str>, program: &str) -> Result<()> {
-    let field = node.map_or(String::new(), |node| {
-        format!("--field-selector=spec.nodeName={node}")
-    });
-    let path = "jsonpath={range .items[*]}{.metadata.uid} {.metadata.name} \
-                {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
-    let mut query = vec!["-n", NAMESPACE, "get", "pods", "-l", label, "-o", path];
-    query.extend(node.map(|_| field.as_str()));
-    let listed = cluster.kubectl().run(query)?;
-    // One that is on its way already, after it was killed last time, is none.
-    let Some((uid, rest)) = listed.lines().next().and_then(|line| line.split_once(' ')) else {
-        return Ok(());
-    };
-    let (name, restarts) = rest.split_once(' ').unwrap_or((rest, "0"));
-    if restarts == "0" {
-        return processes(cluster, uid, program)?
-            .into_iter()
-            .try_for_each(|pid| kill(pid, Signal::SIGKILL).context(|| format!("kill {program}")));
+fn kill_pod(cluster: &Cluster, pod: &ProductPod, program: &str) -> Result<()> {
+    if pod.restarts > 0 {
+        return delete(cluster, &pod.name, &["--force", "--grace-period=0"]);
     }
-    let delete = [
-        "-n",
-        NAMESPACE,
-        "delete",
-        "pod",
-        name,
-        "--force",
-        "--grace-period=0",
-    ];
-    cluster.kubectl().run(delete)?;
+    signal(&processes(cluster, &pod.uid, program)?, Signal::SIGKILL)
+}
+
+fn delete(cluster: &Cluster, name: &str, manner: &[&str]) -> Result<()> {
+    let delete = ["-n", NAMESPACE, "delete", "pod", name, "--ignore-not-found"];
+    cluster.kubectl().run([&delete, manner].concat())?;
+    Ok(())
+}
+
+/// Its process is told to go on after a while, wherever the hunt is by then.
+fn hold(cluster: &Cluster, agent: &ProductPod) -> Result<()> {
+    let held = processes(cluster, &agent.uid, AGENT)?;
+    signal(&held, Signal::SIGSTOP)?;
+    thread::spawn(move || {
+        thread::sleep(HELD);
+        signal(&held, Signal::SIGCONT)
+    });
+    Ok(())
+}
+
+/// The operator that holds the Lease: another one has to take it.
+fn kill_leader(cluster: &Cluster) -> Result<()> {
+    let path = "jsonpath={.spec.holderIdentity}";
+    let leader = cluster
+        .kubectl()
+        .run(["-n", NAMESPACE, "get", "lease", OPERATOR, "-o", path])?;
+    let pods = pods(cluster, "operator", &[])?;
+    match pods.iter().find(|pod| pod.name == leader.trim()) {
+        Some(pod) => kill_pod(cluster, pod, OPERATOR),
+        // It was killed last time, and nobody has taken its Lease yet.
+        None => Ok(()),
+    }
+}
+
+/// What has ended by then needs none.
+fn signal(processes: &[Pid], signal: Signal) -> Result<()> {
+    for pid in processes {
+        match kill(*pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            refused => refused.context(|| format!("send {signal} to process {pid}"))?,
+        }
+    }
     Ok(())
 }
 
@@ -98,6 +152,13 @@ fn forget_connections(node: &Node) -> Result<()> {
         // It fails where there is none.
         let _ = netns.output(Command::new("conntrack").args(["-D", "-d", &host.to_string()]));
     }
+    Ok(())
+}
+
+/// host-local goes round its range, and so gives no address twice within 250 pods, unless it forgets where it was.
+fn forget_last_addresses(node: &Node) -> Result<()> {
+    let files = LAST_ADDRESSES.map(|range| format!("/var/lib/cni/networks/lab/last_reserved_ip.{range}"));
+    node.output(Command::new("rm").arg("-f").args(files))?;
     Ok(())
 }
 

@@ -17,6 +17,10 @@ use crate::site::NODES;
 /// How long before and after a packet its time line tells of changes.
 const AROUND: Time = 30_000_000_000;
 
+/// How long a pod may be about a connection that conntrack was made to forget: its node takes a second to forget,
+/// the pod waits for an answer, closes, and gives the connection up (`sender`).
+pub const FORGETTING: Time = 8_000_000_000;
+
 /// This moment.
 #[must_use]
 pub fn now() -> Time {
@@ -72,6 +76,9 @@ pub struct World {
     pub pods: BTreeMap<u16, Pod>,
     /// When each node's conntrack was made to forget the outside last.
     pub forgotten: [Option<Time>; 3],
+    /// How many pods have had an address that another pod had had before.
+    pub reused: u64,
+    addresses: BTreeMap<String, u16>,
     journal: Vec<(Time, String)>,
 }
 
@@ -87,6 +94,8 @@ impl World {
             holders: [0, 1, 2, 0, 1, 2],
             pods: BTreeMap::new(),
             forgotten: [None; 3],
+            reused: 0,
+            addresses: BTreeMap::new(),
             journal: Vec::new(),
         }
     }
@@ -119,6 +128,12 @@ impl World {
         }
     }
 
+    /// The pod of a port has an address.
+    pub fn has_address(&mut self, port: u16, address: &str) {
+        let before = self.addresses.insert(address.to_owned(), port);
+        self.reused += u64::from(before.is_some_and(|before| before != port));
+    }
+
     /// All that was sent is in place.
     pub fn settle(&mut self, now: Time) {
         self.policies
@@ -147,6 +162,12 @@ impl World {
         self.policies
             .iter()
             .filter_map(|(name, timeline)| Some((name.as_str(), timeline.last().as_ref()?)))
+    }
+
+    /// A policy as it was sent last, where it is there.
+    #[must_use]
+    pub fn current_policy(&self, name: &str) -> Option<&Policy> {
+        self.policies.get(name)?.last().as_ref()
     }
 
     /// The sources that a packet of a pod may have at a moment. A pod that is gone from the API server, but not
@@ -178,35 +199,41 @@ impl World {
             .collect()
     }
 
-    /// Whether a pod's connections may have been forgotten by another hand than the product's.
+    /// Whether a pod may still be about a connection that another hand than the product's had forgotten.
     #[must_use]
-    pub fn has_forgotten(&self, pod: &Pod) -> bool {
-        self.forgotten[pod.node].is_some_and(|when| when >= pod.created)
+    pub fn has_forgotten(&self, pod: &Pod, at: Time) -> bool {
+        let is_recent = |when: Time| (pod.created.max(at.saturating_sub(FORGETTING))..=at).contains(&when);
+        self.forgotten[pod.node].is_some_and(is_recent)
     }
 
     /// What happened to a pod, and what was changed around a moment, in order; times in seconds from then.
     #[must_use]
-    pub fn time_line(&self, pod: &Pod, at: Time) -> Vec<String> {
-        let own = [
-            (Some(pod.created), "created"),
-            (pod.heard, "first packet seen"),
-            (pod.deleted, "deletion asked for"),
-            (pod.removed, "gone from the API server"),
-        ];
-        let own = own.iter().filter_map(|(time, what)| Some(((*time)?, *what)));
+    pub fn time_line<'a>(&'a self, pod: Option<&'a Pod>, at: Time, what: &'a str) -> Vec<String> {
         let near = |time: Time| time.abs_diff(at) <= AROUND;
         let changes = self
             .journal
             .iter()
             .filter(|(time, _)| near(*time))
             .map(|(time, what)| (*time, what.as_str()));
-        let mut lines: Vec<(Time, &str)> = own.chain(changes).collect();
-        lines.push((at, "THE FIRST WRONG PACKET"));
+        let mut lines: Vec<(Time, &str)> = pod.into_iter().flat_map(Pod::life).chain(changes).collect();
+        lines.push((at, what));
         lines.sort_unstable();
         lines
             .iter()
             .map(|(time, what)| format!("{:+9.3} s  {what}", seconds(*time, at)))
             .collect()
+    }
+}
+
+impl Pod {
+    fn life(&self) -> impl Iterator<Item = (Time, &str)> {
+        let life = [
+            (Some(self.created), "created"),
+            (self.heard, "first packet seen"),
+            (self.deleted, "deletion asked for"),
+            (self.removed, "gone from the API server"),
+        ];
+        life.into_iter().filter_map(|(time, what)| Some((time?, what)))
     }
 }
 
