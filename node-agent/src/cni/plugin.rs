@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::gate::{self, Answer, GateError, Request};
+use super::notes::{Note, Notes};
 use super::spec::{
     Attachment, CniError, Command, Configuration, OnTimeout, PodName, ValidAttachment, versions,
 };
@@ -39,12 +40,11 @@ pub fn serve(command: &Command, input: &str) -> Result<Outcome, CniError> {
     match command {
         Command::Add(attachment) => add(&configuration, attachment),
         Command::Check(attachment) => check(&configuration, attachment),
-        Command::Del(attachment) => Ok(tell(
-            &configuration,
-            Request::Del {
-                attachment: attachment.into(),
-            },
-        )),
+        Command::Del(attachment) => {
+            let attachment = attachment.into();
+            Notes::beside(&configuration.socket).remove(&attachment);
+            Ok(tell(&configuration, Request::Del { attachment }))
+        }
         Command::Gc => Ok(tell(
             &configuration,
             Request::Gc {
@@ -92,6 +92,8 @@ fn wait(
     addresses: &BTreeSet<IpAddr>,
     deadline: Instant,
 ) -> Result<Option<String>, String> {
+    let notes = Notes::beside(&configuration.socket);
+    let mut noted = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let request = Request::Add {
@@ -101,11 +103,22 @@ fn wait(
             patience: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         };
         let why = match gate::ask(&configuration.socket, &request, left + SHORT) {
-            Ok(Answer::Programmed | Answer::NotSelected | Answer::Done) => return Ok(None),
+            Ok(Answer::Programmed | Answer::NotSelected | Answer::Done) => {
+                if noted.is_some() {
+                    notes.remove(&attachment.into());
+                }
+                return Ok(None);
+            }
             Ok(Answer::NotYet { why }) => why,
             Err(error @ GateError::Garbled(_)) => error.to_string(),
+            // An agent that begins listens first, and reads the notes then: asked once more after it was written, it
+            // has either the note or the request.
+            Err(GateError::Unreachable(_)) if noted.is_none() => {
+                noted = Some(leave(&notes, pod, attachment, addresses));
+                continue;
+            }
             Err(error @ GateError::Unreachable(_)) => match without_agent(configuration, pod) {
-                Ok(warning) => return Ok(warning),
+                Ok(warning) => return Ok(warning.or(noted.flatten())),
                 Err(why) => format!("{error}; {why}"),
             },
         };
@@ -114,6 +127,22 @@ fn wait(
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// For the agent that comes next. The text says why it will not know of the pod in time.
+fn leave(
+    notes: &Notes,
+    pod: &PodName,
+    attachment: &Attachment,
+    addresses: &BTreeSet<IpAddr>,
+) -> Option<String> {
+    let left = notes.leave(&Note {
+        pod: pod.clone(),
+        attachment: attachment.into(),
+        addresses: addresses.clone(),
+    });
+    left.err()
+        .map(|error| format!("failed to leave a note of {pod}: {error}"))
 }
 
 /// Whether the pod may start although no agent answers; the error says why not.

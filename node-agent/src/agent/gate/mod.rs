@@ -30,6 +30,7 @@ use self::watched::Watched;
 use crate::cli::GateFlags;
 use crate::cni::PLUGIN;
 use crate::cni::gate::{Answer, Request};
+use crate::cni::notes::{Note, Notes};
 use crate::cni::spec::{PodName, ValidAttachment};
 use crate::cni::standing::Standing;
 
@@ -108,7 +109,7 @@ impl Gate {
         let asked = server::listen(&flags.run.join(SOCKET))?;
         let attachments = flags.run.join(ATTACHMENTS);
         let standing = flags.state.join(STANDING);
-        Ok(Self {
+        let mut gate = Self {
             asked,
             configurations: Watched::folder(&flags.configurations)?,
             installer: installer(flags),
@@ -119,7 +120,26 @@ impl Gate {
             attachments,
             stood: read(&standing),
             standing,
-        })
+        };
+        gate.take_notes(&Notes::beside(&flags.run.join(SOCKET)));
+        Ok(gate)
+    }
+
+    /// Takes in the pods that started while no agent answered.
+    fn take_notes(&mut self, notes: &Notes) {
+        let left = notes.read();
+        for Note {
+            pod,
+            attachment,
+            addresses,
+        } in left.clone()
+        {
+            self.ledger.add(attachment, pod, addresses);
+        }
+        if !left.is_empty() {
+            self.save();
+        }
+        left.iter().for_each(|note| notes.remove(&note.attachment));
     }
 
     /// What the plan's status says of the gate.
@@ -415,3 +435,6 @@ fn write<T: Serialize>(file: &Path, value: &T) {
         warn!(file = %file.display(), %error, "failed to write");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,6 +121,38 @@ fn without_the_agent_only_namespaces_that_no_policy_selects_from_start() {
 }
 
 #[test]
+fn a_pod_that_starts_without_the_agent_is_noted_until_it_is_gone() {
+    let node = Node::new().with_agent_down();
+    let notes = Notes::beside(&node.path("gate.sock"));
+    assert_eq!(node.add("other").unwrap().warning, None);
+    let left = notes.read();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].pod.to_string(), "other/web");
+    assert_eq!(left[0].addresses, ["10.1.2.3".parse().unwrap()].into());
+    serve(&Command::Del(attachment("other")), &node.input()).unwrap();
+    assert_eq!(notes.read(), []);
+}
+
+#[test]
+fn an_agent_that_comes_in_between_is_asked_and_needs_no_note() {
+    let node = Node::new().with_agent_down();
+    let socket = node.path("gate.sock");
+    let broken = UnixListener::bind(&socket).unwrap();
+    let next = socket.clone();
+    let agent = thread::spawn(move || {
+        // The first connection breaks, as that of an agent that is killed; the next agent answers.
+        let stream = broken.accept().unwrap();
+        std::fs::remove_file(&next).unwrap();
+        let agent = agent(&next, vec![Answer::NotSelected]);
+        drop(stream);
+        agent.join().unwrap()
+    });
+    assert_eq!(node.add("other").unwrap().warning, None);
+    assert_eq!(agent.join().unwrap().len(), 1);
+    assert_eq!(Notes::beside(&socket).read(), []);
+}
+
+#[test]
 fn the_clusters_own_pods_start_in_any_case() {
     let outcome = Node::new().with_agent_down().add("kube-system").unwrap();
     assert!(outcome.result.is_some());
