@@ -39,6 +39,21 @@ pub struct Facts {
     /// Who else translates the sources that the plan has masqueraded: one for each family at most.
     #[serde(default)]
     pub masqueraders: Vec<Masquerader>,
+    /// Connections that policies have given up with their pods. `None` where there is nothing to remember, nor
+    /// anything that may turn out to be.
+    #[serde(default)]
+    pub released: Option<Released>,
+}
+
+/// The ends of connections that policies have given up with their pods: each of these pods had one to some of these
+/// servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Released {
+    /// The pods' addresses.
+    pub pods: BTreeSet<IpAddr>,
+    /// The servers' addresses.
+    pub servers: BTreeSet<IpAddr>,
 }
 
 /// Another program's chain, in which packets of this node's pods get another source.

@@ -41,6 +41,12 @@ pub const MASQUERADE_SOURCES: &str = "masquerade";
 /// See [`MASQUERADE_SOURCES`].
 pub const MASQUERADE_EXCEPT: &str = "masquerade_except";
 
+/// Names of the sets of connections that a policy has given up with their pod, each followed by the digit of its
+/// family: the pods, and the servers.
+pub const RELEASED: &str = "released";
+/// See [`RELEASED`].
+pub const RELEASED_TO: &str = "released_to";
+
 /// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
 pub const OVERHEAD_V4: u32 = 50;
 
@@ -158,6 +164,9 @@ pub enum Drop {
     Unplaced,
     /// A selected pod's packet of a connection that is older than the policy that applies to it.
     Older,
+    /// A packet of a connection that a policy gave up with its pod: no NAT would touch it, or its server would take it
+    /// for a stranger's.
+    Released,
     /// A policy's packet on its way out by another door than its gateway's.
     WrongDoor,
     /// To the tunnel's port, from an address that is no peer's.
@@ -177,11 +186,12 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Drop; 11] = [
+    pub const ALL: [Drop; 12] = [
         Drop::NoGateway,
         Drop::NoAddress,
         Drop::Unplaced,
         Drop::Older,
+        Drop::Released,
         Drop::WrongDoor,
         Drop::NotPeer,
         Drop::Spoofed,
@@ -205,6 +215,7 @@ impl Drop {
             Self::NoAddress => "drop_no_address",
             Self::Unplaced => "drop_unplaced",
             Self::Older => "drop_older",
+            Self::Released => "drop_released",
             Self::WrongDoor => "drop_wrong_door",
             Self::NotPeer => "drop_not_peer",
             Self::Spoofed => "drop_spoofed",

@@ -26,6 +26,7 @@ mod no_gateway;
 mod on_change;
 mod ports;
 mod protocols;
+mod released;
 mod repair;
 mod scale;
 mod transitions;

@@ -8,6 +8,7 @@
 //! prerouting -> from_tunnel    out of the tunnel: peer, inner source and id are checked
 //!            -> decided        a connection with an id: to its gateway, out by its address's link, or back by the tunnel
 //!            -> selected       a selected pod's new connection: profile, destination, id
+//!            -> released       what is left of the connections of a pod that is selected no more
 //! forward -> captured          the id goes on the wire, MSS fits the tunnel, no other door
 //! postrouting -> keep_source   into the tunnel with the pod's address
 //!             -> egress        out with the policy's address
@@ -19,10 +20,12 @@ mod gateway;
 mod masquerade;
 mod net;
 mod numbering;
+mod released;
 mod shared;
 mod source;
 mod table;
 
+pub(crate) use released::sets as released;
 pub use shared::guard;
 pub(crate) use source::{never_captured, pod_without_profile, pods};
 
@@ -79,7 +82,7 @@ pub fn compile(
     numbers: &Numbers,
 ) -> Result<Desired, CompileError> {
     let context = Context::new(plan, node, facts, numbers)?;
-    let ruleset = (context.has_part() || context.masquerades())
+    let ruleset = (context.has_part() || context.masquerades() || facts.released.is_some())
         .then(|| context.ruleset())
         .transpose()?;
     Ok(Desired {

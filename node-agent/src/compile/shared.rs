@@ -13,7 +13,7 @@ use super::{CompileError, Context, FAMILIES, digit};
 /// Hook priorities. Raw: before conntrack. Filter: right after DNAT at -100, so that a Service's address is
 /// judged by what it leads to. NAT: before every CNI's masquerade, none of which is known below 90.
 const RAW: i32 = -300;
-const FILTER: i32 = -90;
+pub(super) const FILTER: i32 = -90;
 const NAT: i32 = 50;
 
 /// Length of IP and TCP headers, by which the MSS is below the MTU (RFC 9293, section 3.7.1).
@@ -32,13 +32,17 @@ pub fn guard(tunnel: &Link) -> Chain {
 }
 
 impl Context<'_> {
-    /// The whole table. Where no policy concerns the node, its packets meet the masquerade alone.
+    /// The whole table. Where no policy concerns the node, its packets meet the masquerade alone, and for a while what
+    /// earlier policies' connections need.
     pub(super) fn ruleset(&self) -> Result<Ruleset, CompileError> {
-        let mut table = match self.has_part() {
-            true => self.policies()?,
-            false => Ruleset::default(),
+        let mut table = match (self.has_part(), &self.facts.released) {
+            (true, _) => self.policies()?,
+            (false, Some(_)) => self.only_released(),
+            (false, None) => Ruleset::default(),
         };
-        self.postrouting(&mut table);
+        if self.has_part() || self.masquerades() {
+            self.postrouting(&mut table);
+        }
         self.masquerade(&mut table);
         Ok(table)
     }
@@ -72,6 +76,7 @@ impl Context<'_> {
             let pods = format!("pods{}", digit(family));
             rules.push(rule([Statement::In(Key::Saddr(family), pods), goto("selected")]));
         }
+        rules.extend(self.released(table));
         table.base("prerouting", ChainKind::Filter, Hook::Prerouting, FILTER, rules);
 
         let mut route: Vec<Rule> = FAMILIES

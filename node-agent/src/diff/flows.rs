@@ -23,6 +23,9 @@ type Elements = BTreeMap<ElementKey, Data>;
 pub struct Concerned {
     /// Pods whose verdicts may differ: of their connections, those that [`Verdicts`] contradicts go.
     pub sources: BTreeSet<IpAddr>,
+    /// Where nobody knows which pods there were: every source is taken for one whose verdicts may differ, but for these,
+    /// the pods of peers.
+    pub all_but: Option<BTreeSet<Interval>>,
     /// Policies whose translation differs: all their connections go.
     pub ids: BTreeSet<u16>,
     /// Policies that may still translate some connections as they did, with what they translate to now: those
@@ -39,25 +42,40 @@ impl Concerned {
     pub fn is_empty(&self) -> bool {
         let Self {
             sources,
+            all_but,
             ids,
             translations,
             masqueraded,
         } = self;
-        sources.is_empty() && ids.is_empty() && translations.is_empty() && masqueraded.is_empty()
+        let no_source = sources.is_empty() && all_but.is_none();
+        no_source && ids.is_empty() && translations.is_empty() && masqueraded.is_empty()
     }
 
     /// Adds what another change concerns.
     pub fn merge(&mut self, other: Self) {
         let Self {
             sources,
+            all_but,
             ids,
             translations,
             masqueraded,
         } = other;
         self.sources.extend(sources);
+        self.all_but = all_but.or(self.all_but.take());
         self.ids.extend(ids);
         self.translations.extend(translations);
         self.masqueraded.extend(masqueraded);
+    }
+
+    /// Whether any pod's verdicts may differ.
+    pub fn has_sources(&self) -> bool {
+        !self.sources.is_empty() || self.all_but.is_some()
+    }
+
+    /// Whether a source is that of a pod whose verdicts may differ.
+    pub fn concerns(&self, source: IpAddr) -> bool {
+        let among = |ranges: &BTreeSet<Interval>| ranges.iter().any(|range| range.contains(source));
+        self.sources.contains(&source) || self.all_but.as_ref().is_some_and(|peers| !among(peers))
     }
 
     /// Whether a policy's connection is translated as the policy does not.
@@ -91,9 +109,17 @@ pub fn concerned(desired: Option<&Ruleset>, observed: Option<&ObservedTable>) ->
     concerned
 }
 
-/// What a table concerns of which nobody knows whether the process that wrote it has judged any connection.
-pub fn everything(plan: &EgressPlanSpec, desired: Option<&Ruleset>) -> Concerned {
+/// What a table concerns of which nobody knows whether the process that wrote it has judged any connection: it may have
+/// ended after it had taken a pod out. Where there is no table, marks like ours are another program's.
+pub fn everything(
+    plan: &EgressPlanSpec,
+    desired: Option<&Ruleset>,
+    observed: Option<&ObservedTable>,
+) -> Concerned {
+    let peers = plan.peers.iter().flat_map(|peer| &peer.ranges);
+    let had_policies = observed.is_some_and(ObservedTable::remembers);
     Concerned {
+        all_but: had_policies.then(|| peers.map(|range| (*range).into()).collect()),
         sources: plan.pods.iter().flat_map(|pod| pod.ips.iter().copied()).collect(),
         ids: BTreeSet::new(),
         translations: desired.map(translations).unwrap_or_default(),
@@ -287,6 +313,12 @@ impl<'a> Verdicts<'a> {
     /// otherwise than it would be now.
     pub fn contradicts(&self, source: IpAddr, destination: IpAddr, ct_mark: u32) -> bool {
         u32::from(self.id(source, destination)) != (ct_mark & CT_MARK_MASK) >> CT_MARK_SHIFT
+    }
+
+    /// Whether a policy has had a connection from `source` to `destination` that carries this connection mark, and none
+    /// would have it now.
+    pub fn gives_up(&self, source: IpAddr, destination: IpAddr, ct_mark: u32) -> bool {
+        ct_mark & CT_MARK_MASK != 0 && self.id(source, destination) == 0
     }
 }
 

@@ -148,6 +148,17 @@ fn chain_changes(name: &str, desired: &Chain, observed: Option<&ObservedChain>, 
     );
 }
 
+/// The steps that give these sets of the table their elements, and no others; one that the table has not is left out.
+pub fn elements(sets: &[(String, Set)], table: &ObservedTable) -> Vec<NftStep> {
+    let mut steps = Vec::new();
+    for (name, set) in sets {
+        if let Some(observed) = table.sets.get(name) {
+            element_changes(name, set, Some(observed), &mut steps);
+        }
+    }
+    steps
+}
+
 /// Removals come first: a key with another value is taken out and put in again, within the transaction.
 pub(super) fn element_changes(name: &str, desired: &Set, observed: Option<&Set>, steps: &mut Vec<NftStep>) {
     let nothing = BTreeMap::new();
@@ -162,6 +173,13 @@ pub(super) fn element_changes(name: &str, desired: &Set, observed: Option<&Set>,
     }
     if !new.is_empty() {
         steps.push(NftStep::AddElements(name.into(), desired.into(), new));
+    }
+}
+
+impl ObservedTable {
+    /// Whether it can take in what connections leave behind that a policy gives up.
+    pub fn remembers(&self) -> bool {
+        self.sets.contains_key(&format!("{}4", owned::RELEASED))
     }
 }
 

@@ -36,6 +36,7 @@ pub fn observe_facts(
         gateway_numbers: gateway_numbers(&observed.net, numbers),
         exits: observe_exits::exits(observed, sysctls, plan, table)?,
         masqueraders: Vec::new(),
+        released: None,
         exit_numbers: observe_exits::exit_numbers(&observed.net, numbers),
     })
 }

@@ -1,9 +1,11 @@
 //! The kernel brought in step with a plan.
 
+mod connections;
 mod guard;
 mod masquerade;
 mod pods;
 mod ports;
+mod released;
 mod repair;
 mod reverse_path;
 
@@ -11,32 +13,29 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
-use egressnat_crds::interval::Interval;
 use egressnat_crds::plan::{ExhaustedPorts, Family, NodeExit, NodeInterface};
 
 use self::pods::Basis;
 use self::ports::Ports;
+use self::released::Releases;
 use self::repair::Held;
 use super::metrics::Counters;
 use crate::cli::{Cli, Safeguard};
 use crate::compile;
-use crate::diff::flows::{Concerned, Verdicts};
+use crate::diff::flows::Concerned;
 use crate::diff::{self, NetObject, NetStep, NftStep, ObservedTable, Touched};
 use crate::error::AgentError;
 use crate::facts::{Facts, Masquerader};
 use crate::kernel::clash::{self, Clash, Readings};
-use crate::kernel::conntrack::{Conntrack, Filter, Flow};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::nft::{ForeignNat, NatMonitor, Nft, NftError, Ownership, TableMonitor};
 use crate::kernel::observe_exits::exit_numbers;
 use crate::kernel::observe_facts::{gateway_numbers, interfaces, observe_facts};
 use crate::kernel::rtnl::{Monitor, MonitorError, Observed, Rtnl};
 use crate::kernel::settings::SettingsMonitor;
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{Desired, Link, Net, Ruleset};
-use crate::owned::{CT_MARK_MASK, Drop, Numbers, ct_mark};
-
-/// Up to how many sources and policies are asked for one by one; above, conntrack is listed whole, once.
-const ONE_BY_ONE: usize = 16;
+use crate::model::{Desired, Link, Net};
+use crate::owned::{Drop, Numbers};
 
 /// What a try did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,6 +88,8 @@ pub struct Datapath {
     /// Whether all connections are to be judged, since a process before us may have ended between
     /// writing the table and judging.
     judge_all: bool,
+    /// What is left of connections that policies have given up with their pods.
+    releases: Releases,
     interfaces: Vec<NodeInterface>,
     ports: Ports,
 }
@@ -138,15 +139,19 @@ impl Datapath {
             verify: true,
             unjudged: Concerned::default(),
             judge_all: true,
+            releases: Releases::default(),
             interfaces: Vec::new(),
             ports: Ports::default(),
         })
     }
 
     /// Waits until links, addresses, routes, rules or settings have changed, by whomever, our table by another hand, or
-    /// what others do to the sources of packets. Nothing is lost when the future is dropped.
+    /// what others do to the sources of packets; or until something of what is remembered is over. Nothing is lost when
+    /// the future is dropped.
     pub async fn changed(&mut self) -> Result<(), AgentError> {
+        let over = self.releases.next();
         tokio::select! {
+            () = released::over(over) => return Ok(()),
             changed = self.monitor.changed() => changed?,
             changed = masquerade::changed(&mut self.nat_monitor) => changed?,
             changed = repair::changed(&mut self.table_monitor) => changed?,
@@ -181,14 +186,14 @@ impl Datapath {
     /// kernel is not trusted, and is read anew.
     pub async fn sync(&mut self, plan: Option<&EgressPlanSpec>) -> Result<Report, AgentError> {
         let nothing = EgressPlanSpec::default();
-        let result = self.step(plan.unwrap_or(&nothing)).await;
+        let result = self.step(plan.unwrap_or(&nothing), plan.is_some()).await;
         if result.is_err() {
             self.distrust();
         }
         result
     }
 
-    async fn step(&mut self, plan: &EgressPlanSpec) -> Result<Report, AgentError> {
+    async fn step(&mut self, plan: &EgressPlanSpec, stays: bool) -> Result<Report, AgentError> {
         let mut report = Report::default();
         let looked_at = |known: &Known| {
             known.checked == to_check(plan) && known.nat.is_some() == plan.masquerade.is_some()
@@ -202,9 +207,17 @@ impl Datapath {
         };
         let (mut known, facts) = self.put_tunnel(plan, known, &mut report).await?;
         self.watch(&known.network, &facts);
+        self.releases
+            .settle(known.table.as_ref().filter(|_| self.judge_all), stays);
         if self.verify || !self.pods_only(plan, &facts, &mut known, &mut report).await? {
-            let desired = compile::compile(plan, &self.node, &facts, &self.numbers)?;
-            known = self.write(plan, &desired, known, &mut report).await?;
+            let remembers = stays && known.table.as_ref().is_some_and(ObservedTable::remembers);
+            let mut desired = self.compile(plan, &facts, remembers)?;
+            known = self.write(plan, &mut desired, known, &mut report).await?;
+            if remembers && to_check(plan).is_none() && self.releases.is_empty() {
+                // Nothing was given up that would need the table.
+                desired = self.compile(plan, &facts, false)?;
+                known = self.write(plan, &mut desired, known, &mut report).await?;
+            }
             if std::mem::take(&mut self.verify) {
                 self.verify(&desired).await?;
             }
@@ -301,27 +314,33 @@ impl Datapath {
         Ok((known, facts))
     }
 
+    /// `remembers` where the table can take in what connections leave behind.
+    fn compile(&self, plan: &EgressPlanSpec, facts: &Facts, remembers: bool) -> Result<Desired, AgentError> {
+        let facts = Facts {
+            released: (remembers || !self.releases.is_empty()).then(|| self.releases.ends()),
+            ..facts.clone()
+        };
+        Ok(compile::compile(plan, &self.node, &facts, &self.numbers)?)
+    }
+
     /// What the new ruleset leads to, the ruleset, the connections it concerns, what the old one led to.
     async fn write(
         &mut self,
         plan: &EgressPlanSpec,
-        desired: &Desired,
+        desired: &mut Desired,
         mut known: Known,
         report: &mut Report,
     ) -> Result<Known, AgentError> {
         let changes = diff::net::diff(&desired.net, &self.with_sysctls(&known.network.net, desired)?);
-        let ruleset = desired.ruleset.as_ref();
         self.touched(desired, &known, report)?;
         if report.touched.iter().any(|touched| touched.is_of_table()) {
             // Connections may have been judged without it.
             self.judge_all = true;
         }
-        self.unjudged
-            .merge(diff::flows::concerned(ruleset, known.table.as_ref()));
-        if std::mem::take(&mut self.judge_all) {
-            self.unjudged.merge(diff::flows::everything(plan, ruleset));
-        }
-        self.leave_tunnel(ruleset, known.table.as_mut(), report).await?;
+        self.concern(plan, desired.ruleset.as_ref(), known.table.as_ref());
+        self.leave_tunnel(plan, desired, known.table.as_mut(), report)
+            .await?;
+        let ruleset = desired.ruleset.as_ref();
         let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
         match known.ownership {
             Ownership::Orphan if ruleset.is_some() && self.nft.can_own() => {
@@ -344,39 +363,19 @@ impl Datapath {
         }
         self.nft.apply(&steps)?;
         report.net_steps += self.loosen_reverse_path(desired)?;
-        report.flows += self.forget(plan).await?;
-        if !closes {
-            self.put(&changes.after).await?;
-        }
         if !steps.is_empty() {
             known.table = ruleset.map(ObservedTable::from);
             known.ownership = self.nft.ownership()?;
+        }
+        report.flows += self.forget(plan, known.table.as_mut()).await?;
+        self.releases.complete(desired.ruleset.as_mut());
+        if !closes {
+            self.put(&changes.after).await?;
         }
         known.network.net = desired.net.clone();
         known.loose = desired.loose.keys().cloned().collect();
         self.watch_settings(&known);
         Ok(known)
-    }
-
-    /// Before anything else goes: connections that have the pod's address for the tunnel's sake.
-    async fn leave_tunnel(
-        &mut self,
-        ruleset: Option<&Ruleset>,
-        table: Option<&mut ObservedTable>,
-        report: &mut Report,
-    ) -> Result<(), AgentError> {
-        let Some(table) = table else {
-            return Ok(());
-        };
-        let (ids, steps) = diff::flows::leave_tunnel(ruleset, table);
-        if !steps.is_empty() {
-            self.nft.apply(&steps)?;
-            report.nft_steps += steps.len();
-        }
-        for id in ids {
-            self.conntrack.delete_by_mark(ct_mark(id), CT_MARK_MASK).await?;
-        }
-        Ok(())
     }
 
     async fn put(&mut self, steps: &[NetStep]) -> Result<(), AgentError> {
@@ -392,35 +391,6 @@ impl Datapath {
             sysctls,
             ..net.clone()
         })
-    }
-
-    /// Deletes the connections whose verdict has changed, so that their next packet is judged anew.
-    async fn forget(&mut self, plan: &EgressPlanSpec) -> Result<usize, AgentError> {
-        if self.unjudged.is_empty() {
-            return Ok(0);
-        }
-        let unjudged = &self.unjudged;
-        for id in &unjudged.ids {
-            self.conntrack.delete_by_mark(ct_mark(*id), CT_MARK_MASK).await?;
-        }
-        let verdicts = Verdicts::new(plan);
-        // The destination after DNAT is where replies come from.
-        let stale = |flow: &Flow| {
-            let (source, destination) = (flow.original.source, flow.reply.source);
-            let (seen, port) = flow.source_seen();
-            let in_vain = !flow.is_source_translated() && !flow.is_answered();
-            unjudged.sources.contains(&source) && verdicts.contradicts(source, destination, flow.mark)
-                || unjudged.mistranslated(flow.mark, seen, port)
-                || in_vain && unjudged.unmasqueraded(source)
-        };
-        let mut deleted = 0;
-        for filter in filters(unjudged) {
-            let flows = self.conntrack.flows(filter, stale).await?;
-            self.conntrack.delete(&flows).await?;
-            deleted += flows.len();
-        }
-        self.unjudged = Concerned::default();
-        Ok(deleted)
     }
 
     /// Reads everything back; what still differs was not done.
@@ -445,27 +415,6 @@ impl Datapath {
             Err(AgentError::Verify(rest.join("; ")))
         }
     }
-}
-
-/// What conntrack is asked for: a few sources and policies one by one, many by one look at all.
-fn filters(unjudged: &Concerned) -> Vec<Filter> {
-    let single = |range: &Interval| (range.first() == range.last()).then(|| range.first());
-    let (masqueraded, wide): (Vec<_>, Vec<_>) =
-        unjudged.masqueraded.iter().map(single).partition(Option::is_some);
-    let masqueraded = masqueraded.into_iter().flatten();
-    let sources: BTreeSet<IpAddr> = unjudged.sources.iter().copied().chain(masqueraded).collect();
-    if !wide.is_empty() || sources.len() + unjudged.translations.len() > ONE_BY_ONE {
-        return vec![Filter::default()];
-    }
-    let by_source = sources.iter().map(|source| Filter {
-        source: Some(*source),
-        mark: None,
-    });
-    let by_policy = unjudged.translations.keys().map(|id| Filter {
-        source: None,
-        mark: Some((ct_mark(*id), CT_MARK_MASK)),
-    });
-    by_source.chain(by_policy).collect()
 }
 
 /// The families that the plan's pods and addresses are of; `None` for a plan that programs nothing.

@@ -8,6 +8,7 @@ use egressnat_crds::plan::{Family, NodeExit};
 
 use super::{Datapath, Known, Report};
 use crate::compile;
+use crate::diff::nft;
 use crate::diff::pods::{diff, same_but_pods, without_pods};
 use crate::error::AgentError;
 use crate::facts::{Facts, Masquerader};
@@ -71,10 +72,13 @@ impl Datapath {
             return Ok(false);
         };
         self.unjudged.sources.extend(&change.sources);
-        self.nft.apply(&change.steps)?;
-        report.nft_steps += change.steps.len();
+        let mut steps = nft::elements(&self.releases.sets(), table);
+        steps.extend_from_slice(&change.steps);
+        self.nft.apply(&steps)?;
+        report.nft_steps += steps.len();
         change.apply(table);
-        report.flows += self.forget(plan).await?;
+        self.releases.fill(&mut table.sets);
+        report.flows += self.forget(plan, Some(table)).await?;
         Ok(true)
     }
 }

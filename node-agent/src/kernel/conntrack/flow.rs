@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use egressnat_crds::plan::Family;
 use netlink_packet_core::{DefaultNla, Nla};
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, IPTuple, ProtoTuple, Protocol, Status, Tuple as TuplePart,
+    ConntrackAttribute, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol, Status, Tuple as TuplePart,
 };
 
 /// Those `CTA_*` of `linux/netfilter/nfnetlink_conntrack.h` for which the library has no type, or none that we
@@ -34,8 +34,14 @@ pub(super) mod cta {
     pub const STATS_INSERT_FAILED: u16 = 9;
 }
 
+const IPPROTO_TCP: u8 = 6;
 const IPPROTO_GRE: u8 = 47;
 const IPPROTO_ICMPV6: u8 = 58;
+const IPPROTO_SCTP: u8 = 132;
+
+// linux/netfilter/nf_conntrack_tcp.h
+const TCP_CONNTRACK_TIME_WAIT: u8 = 7;
+const TCP_CONNTRACK_CLOSE: u8 = 8;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +91,8 @@ pub struct Flow {
     pub mark: u32,
     /// `IPS_*` bits.
     pub status: u32,
+    /// `TCP_CONNTRACK_*`, of TCP alone.
+    pub tcp_state: Option<u8>,
     /// The kernel's name for the entry, which it gives to no other while this one lives.
     pub id: u32,
     zone: Option<u16>,
@@ -118,14 +126,29 @@ impl Flow {
         Status::from_bits_retain(self.status).contains(Status::SeenReply)
     }
 
+    /// Whether an end may still send what conntrack could not place without the entry: of TCP and SCTP, a packet that
+    /// does not begin the connection.
+    pub fn may_go_on(&self) -> bool {
+        match self.protocol {
+            IPPROTO_TCP => !matches!(
+                self.tcp_state,
+                Some(TCP_CONNTRACK_TIME_WAIT | TCP_CONNTRACK_CLOSE)
+            ),
+            IPPROTO_SCTP => true,
+            _ => false,
+        }
+    }
+
     /// The entry that has these attributes.
     pub(super) fn read(attributes: &[ConntrackAttribute]) -> Option<Self> {
         let (mut original, mut reply) = (None, None);
         let (mut mark, mut status, mut id, mut zone) = (0, 0, 0, None);
+        let mut tcp_state = None;
         for attribute in attributes {
             match attribute {
                 ConntrackAttribute::CtaTupleOrig(parts) => original = read_tuple(parts),
                 ConntrackAttribute::CtaTupleReply(parts) => reply = read_tuple(parts),
+                ConntrackAttribute::CtaProtoInfo(parts) => tcp_state = read_tcp_state(parts),
                 ConntrackAttribute::CtaMark(bits) => mark = *bits,
                 ConntrackAttribute::CtaStatus(bits) => status = bits.bits(),
                 ConntrackAttribute::Other(other) => match other.kind() {
@@ -143,6 +166,7 @@ impl Flow {
             reply,
             mark,
             status,
+            tcp_state,
             id,
             zone,
         })
@@ -211,6 +235,17 @@ pub(super) fn octets<const N: usize>(attribute: &DefaultNla) -> Option<[u8; N]> 
     (attribute.value_len() == N).then(|| {
         attribute.emit_value(&mut octets);
         octets
+    })
+}
+
+fn read_tcp_state(parts: &[ProtoInfo]) -> Option<u8> {
+    let of_tcp = parts.iter().filter_map(|part| match part {
+        ProtoInfo::TCP(parts) => Some(parts),
+        _ => None,
+    });
+    of_tcp.flatten().find_map(|part| match part {
+        ProtoInfoTCP::State(state) => Some(*state),
+        _ => None,
     })
 }
 
