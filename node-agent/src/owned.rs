@@ -25,6 +25,9 @@ pub const TUNNEL: &str = "egressnat0";
 /// kernel's loose reverse path filter drops like the strict one (`__fib_validate_source`).
 pub const TUNNEL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 0);
 
+/// Priority of our `prerouting` and `forward`: right after DNAT at -100.
+pub const FILTER_PRIORITY: i32 = -90;
+
 /// Name of the map that remembers the `rp_filter` of each link that we have made loose, by the link's index. No
 /// rule looks into it: it is there for the process that puts the values back, and goes with all else that is ours.
 pub const RP_FILTER: &str = "rp_filter";

@@ -24,6 +24,7 @@ mod masquerade;
 mod masquerade_refused;
 mod no_gateway;
 mod on_change;
+mod others;
 mod ports;
 mod protocols;
 mod released;

@@ -5,7 +5,7 @@ use crate::model::{
     BaseChain, Chain, ChainKind, Cmp, Data, DataType, Direction, ElementKey, Hook, Key, Link, Rule, Ruleset,
     Statement, Tunnel,
 };
-use crate::owned::{Drop, GBP_MASK, RoutingMark};
+use crate::owned::{Drop, FILTER_PRIORITY, GBP_MASK, RoutingMark};
 
 use super::table::*;
 use super::{CompileError, Context, FAMILIES, digit};
@@ -13,7 +13,7 @@ use super::{CompileError, Context, FAMILIES, digit};
 /// Hook priorities. Raw: before conntrack. Filter: right after DNAT at -100, so that a Service's address is
 /// judged by what it leads to. NAT: before every CNI's masquerade, none of which is known below 90.
 const RAW: i32 = -300;
-pub(super) const FILTER: i32 = -90;
+pub(super) const FILTER: i32 = FILTER_PRIORITY;
 const NAT: i32 = 50;
 
 /// Length of IP and TCP headers, by which the MSS is below the MTU (RFC 9293, section 3.7.1).

@@ -1,8 +1,8 @@
 //! The kernel brought in step with a plan.
 
 mod connections;
+mod foreign;
 mod guard;
-mod masquerade;
 mod pods;
 mod ports;
 mod released;
@@ -28,7 +28,7 @@ use crate::error::AgentError;
 use crate::facts::{Facts, Masquerader};
 use crate::kernel::clash::{self, Clash, Readings};
 use crate::kernel::conntrack::Conntrack;
-use crate::kernel::nft::{ForeignNat, NatMonitor, Nft, NftError, Ownership, TableMonitor};
+use crate::kernel::nft::{Foreign, ForeignMonitor, Nft, NftError, Ownership, TableMonitor};
 use crate::kernel::observe_exits::exit_numbers;
 use crate::kernel::observe_facts::{gateway_numbers, interfaces, observe_facts};
 use crate::kernel::rtnl::{Monitor, MonitorError, Observed, Rtnl};
@@ -74,8 +74,10 @@ pub struct Datapath {
     settings: SettingsMonitor,
     /// Where others can change our table.
     table_monitor: Option<TableMonitor>,
-    /// Where the plan asks for a masquerade.
-    nat_monitor: Option<NatMonitor>,
+    /// Where the plan has something to do with packets.
+    foreign_monitor: Option<ForeignMonitor>,
+    /// Whether other programs' tables have to be read again.
+    foreign_stale: bool,
     conntrack: Conntrack,
     /// What the kernel holds as far as we know. `None`: it must be read first.
     known: Option<Known>,
@@ -101,8 +103,10 @@ struct Known {
     ownership: Ownership,
     /// For which families others' doings were looked at. `None`: nothing was to be programmed.
     checked: Option<Vec<Family>>,
-    /// What others do to the sources of packets; not looked at where the plan asks for no masquerade.
-    nat: Option<ForeignNat>,
+    /// What others need to be told apart from us by; not read while nothing is to be programmed.
+    readings: Readings,
+    /// What others do to packets; not looked at where the plan has nothing to do with any.
+    foreign: Option<Foreign>,
     warnings: Vec<Clash>,
     /// Links whose reverse path filter we have made loose.
     loose: BTreeSet<Link>,
@@ -131,7 +135,8 @@ impl Datapath {
             monitor: Monitor::open(numbers)?,
             settings: SettingsMonitor::open(sysctls).map_err(MonitorError::from)?,
             table_monitor: table_monitor.map_err(MonitorError::from)?,
-            nat_monitor: None,
+            foreign_monitor: None,
+            foreign_stale: false,
             nft,
             conntrack,
             known: None,
@@ -146,14 +151,18 @@ impl Datapath {
     }
 
     /// Waits until links, addresses, routes, rules or settings have changed, by whomever, our table by another hand, or
-    /// what others do to the sources of packets; or until something of what is remembered is over. Nothing is lost when
-    /// the future is dropped.
+    /// what others do to packets; or until something of what is remembered is over. Nothing is lost when the future is
+    /// dropped.
     pub async fn changed(&mut self) -> Result<(), AgentError> {
         let over = self.releases.next();
         tokio::select! {
             () = released::over(over) => return Ok(()),
             changed = self.monitor.changed() => changed?,
-            changed = masquerade::changed(&mut self.nat_monitor) => changed?,
+            // Rules of others come and go with pods, and nothing of ours with them.
+            changed = foreign::changed(&mut self.foreign_monitor) => {
+                self.foreign_stale = true;
+                return Ok(changed?);
+            }
             changed = repair::changed(&mut self.table_monitor) => changed?,
             // What is not known to be right is read again in any case.
             changed = self.settings.changed(), if self.known.is_some() => changed.map_err(MonitorError::from)?,
@@ -196,13 +205,22 @@ impl Datapath {
     async fn step(&mut self, plan: &EgressPlanSpec, stays: bool) -> Result<Report, AgentError> {
         let mut report = Report::default();
         let looked_at = |known: &Known| {
-            known.checked == to_check(plan) && known.nat.is_some() == plan.masquerade.is_some()
+            known.checked == to_check(plan) && known.foreign.is_some() == foreign::concerned(plan)
         };
         if !self.known.as_ref().is_some_and(looked_at) {
             self.doubt();
         }
         let known = match self.known.take() {
-            Some(known) => known,
+            Some(mut known) => {
+                let stale = std::mem::take(&mut self.foreign_stale);
+                if stale {
+                    known.foreign = self.foreign(plan)?;
+                }
+                if stale || !known.is_of(plan) {
+                    self.judge(plan, &mut known)?;
+                }
+                known
+            }
             None => self.read(plan).await?,
         };
         let (mut known, facts) = self.put_tunnel(plan, known, &mut report).await?;
@@ -238,35 +256,34 @@ impl Datapath {
         let mut network = self.rtnl.observe().await?;
         self.compare(&mut network);
         self.interfaces = interfaces(&network);
-        let mut warnings = Vec::new();
         let checked = to_check(plan);
-        if let Some(families) = &checked {
-            let readings = Readings::read(&mut self.rtnl).await?;
-            let clashes = clash::check(&network, &readings, &self.numbers, families);
-            let (blocking, rest): (Vec<_>, Vec<_>) = clashes.into_iter().partition(Clash::blocks);
-            if !blocking.is_empty() {
-                return Err(AgentError::Clash(blocking));
-            }
-            warnings = rest;
-        }
-        let ownership = self.nft.ownership()?;
-        if let Ownership::Other(portid) = ownership {
-            return Err(NftError::OwnedByOther { portid }.into());
-        }
-        if !network.strays.is_empty() {
-            self.rtnl.remove_strays(&network.strays).await?;
-            network = self.rtnl.observe().await?;
-        }
-        Ok(Known {
+        let readings = match checked {
+            Some(_) => Readings::read(&mut self.rtnl).await?,
+            None => Readings::default(),
+        };
+        self.foreign_stale = false;
+        let mut known = Known {
+            foreign: self.foreign(plan)?,
             network,
-            nat: self.foreign_nat(plan)?,
-            table: self.nft.observe()?,
-            ownership,
+            table: None,
+            ownership: Ownership::Absent,
             checked,
-            warnings,
+            readings,
+            warnings: Vec::new(),
             loose: BTreeSet::new(),
             basis: None,
-        })
+        };
+        self.judge(plan, &mut known)?;
+        known.ownership = self.nft.ownership()?;
+        if let Ownership::Other(portid) = known.ownership {
+            return Err(NftError::OwnedByOther { portid }.into());
+        }
+        if !known.network.strays.is_empty() {
+            self.rtnl.remove_strays(&known.network.strays).await?;
+            known.network = self.rtnl.observe().await?;
+        }
+        known.table = self.nft.observe()?;
+        Ok(known)
     }
 
     fn facts(&self, plan: &EgressPlanSpec, known: &Known) -> Result<Facts, AgentError> {
@@ -276,9 +293,9 @@ impl Datapath {
             None => (&known.network.net, known.table.as_ref()),
         };
         let facts = observe_facts(&known.network, table, self.rtnl.sysctls(), plan, &self.numbers)?;
-        let nat = known.nat.as_ref().zip(plan.masquerade.as_ref());
+        let foreign = known.foreign.as_ref().zip(plan.masquerade.as_ref());
         Ok(Facts {
-            masqueraders: nat.map_or_else(Vec::new, |(nat, wanted)| clash::masqueraders(nat, wanted)),
+            masqueraders: foreign.map_or_else(Vec::new, |(foreign, plan)| clash::masqueraders(foreign, plan)),
             gateway_numbers: gateway_numbers(net, &self.numbers),
             exit_numbers: exit_numbers(net, &self.numbers),
             ..facts

@@ -37,6 +37,12 @@ impl Basis {
 }
 
 impl Known {
+    /// Whether it was last brought in step with a plan that differs from this one in its pods at most.
+    pub(super) fn is_of(&self, plan: &EgressPlanSpec) -> bool {
+        let basis = self.basis.as_ref();
+        basis.is_some_and(|basis| same_but_pods(&basis.plan, plan))
+    }
+
     /// Says what of the plan this node cannot do.
     pub(super) fn tell(&self, report: &mut Report) {
         if let Some(basis) = &self.basis {

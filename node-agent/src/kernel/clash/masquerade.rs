@@ -1,7 +1,8 @@
 //! Whether somebody else gives pods' packets another source: then a masquerade of ours would be one too many.
 //!
-//! A pod's packet is followed through others' chains ([`crate::kernel::nft::ForeignRule`] tells which packet). Where it
-//! is not known whether a rule holds, both are followed: a masquerade that may be met counts.
+//! A pod's packet is followed through others' chains: it carries no mark, has no socket on this node, and goes nowhere
+//! special: a rule for one destination is not for it, one for all but some is. Where it is not known whether a rule
+//! holds, both are followed: a masquerade that may be met counts.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +10,11 @@ use egressnat_crds::plan::{Family, Masquerade};
 use ipnet::IpNet;
 
 use crate::facts::Masquerader;
-use crate::kernel::nft::{Action, ForeignNat, Match, NatTable};
+use crate::kernel::nft::{Action, Foreign, ForeignTable, Match};
+use crate::model::Hook;
 
 /// Who translates the sources that the plan has masqueraded: the first of each family.
-pub fn masqueraders(foreign: &ForeignNat, plan: &Masquerade) -> Vec<Masquerader> {
+pub fn masqueraders(foreign: &Foreign, plan: &Masquerade) -> Vec<Masquerader> {
     let of = |family: Family| {
         let of_family = plan.sources.iter().filter(|net| family == net.addr().into());
         let sources: Vec<IpNet> = of_family.copied().collect();
@@ -24,10 +26,9 @@ pub fn masqueraders(foreign: &ForeignNat, plan: &Masquerade) -> Vec<Masquerader>
                     return None;
                 }
                 let walk = Walk { table, family };
-                let chain = table
-                    .bases
-                    .iter()
-                    .find_map(|base| walk.translating(base, &sources))?;
+                let bases = table.bases.iter();
+                let mut bases = bases.filter(|(_, base)| base.nat && base.hook == Hook::Postrouting);
+                let chain = bases.find_map(|(chain, _)| walk.translating(chain, &sources))?;
                 let (table, chain) = (name.to_string(), chain.to_owned());
                 Some(Masquerader { family, table, chain })
             })
@@ -36,7 +37,7 @@ pub fn masqueraders(foreign: &ForeignNat, plan: &Masquerade) -> Vec<Masquerader>
 }
 
 /// Whether a table of a family, `NFPROTO_*`, sees packets of the other.
-fn sees(table: u8, packets: Family) -> bool {
+pub(super) fn sees(table: u8, packets: Family) -> bool {
     match i32::from(table) {
         libc::NFPROTO_IPV4 => packets == Family::IPv4,
         libc::NFPROTO_IPV6 => packets == Family::IPv6,
@@ -62,7 +63,7 @@ enum Outcome<'a> {
 }
 
 struct Walk<'a> {
-    table: &'a NatTable,
+    table: &'a ForeignTable,
     family: Family,
 }
 
@@ -93,13 +94,13 @@ impl<'a> Walk<'a> {
             let ends = match &rule.action {
                 Action::Nothing => None,
                 Action::Translate => Some(Outcome::Translated(name)),
-                Action::End => Some(Outcome::Ended),
+                Action::Accept | Action::Drop => Some(Outcome::Ended),
                 Action::Return => Some(Outcome::Through),
-                Action::Jump(targets) => match self.first_of(targets, &of_rule, seen) {
+                Action::Jump(target) => match self.chain(target, &of_rule, seen) {
                     Outcome::Through => None,
                     other => Some(other),
                 },
-                Action::Goto(targets) => Some(self.first_of(targets, &of_rule, seen)),
+                Action::Goto(target) => Some(self.chain(target, &of_rule, seen)),
             };
             match ends {
                 Some(translated @ Outcome::Translated(_)) => return translated,
@@ -110,45 +111,43 @@ impl<'a> Walk<'a> {
         Outcome::Through
     }
 
-    /// What becomes of packets that go to one of these chains. Of several it is not known to which.
-    fn first_of(
-        &self,
-        targets: &'a [String],
-        sources: &[IpNet],
-        seen: &mut BTreeSet<(&'a str, Vec<IpNet>)>,
-    ) -> Outcome<'a> {
-        let mut last = Outcome::Through;
-        for target in targets {
-            last = self.chain(target, sources, seen);
-            if matches!(last, Outcome::Translated(_)) {
-                return last;
-            }
-        }
-        match targets.len() {
-            1 => last,
-            _ => Outcome::Through,
-        }
-    }
-
     /// Whether all matches hold for packets of some of the sources, and which those are.
     fn holds(&self, matches: &[Match], sources: &[IpNet]) -> Option<(Sure, Vec<IpNet>)> {
         let (mut sure, mut sources) = (Sure::Yes, sources.to_vec());
         for m in matches {
             match m {
-                Match::Never => return None,
-                Match::Family(family) if *family != self.family => return None,
-                Match::Family(_) => {}
-                Match::Perhaps => sure = Sure::Perhaps,
-                Match::Source { net, inside } => {
-                    let rest: Vec<IpNet> = sources.iter().filter_map(|s| common(s, net, *inside)).collect();
+                Match::Source { net, is } => {
+                    let rest: Vec<IpNet> = sources.iter().filter_map(|s| common(s, net, *is)).collect();
                     if rest != sources {
                         sure = Sure::Perhaps;
                     }
                     sources = rest;
                 }
+                other => match self.held(other) {
+                    Some(true) => {}
+                    Some(false) => return None,
+                    None => sure = Sure::Perhaps,
+                },
             }
         }
         (!sources.is_empty()).then_some((sure, sources))
+    }
+
+    /// Whether a match that is not of the source holds; `None` where that is not known.
+    fn held(&self, m: &Match) -> Option<bool> {
+        match m {
+            Match::Never => Some(false),
+            Match::Family(family) => Some(*family == self.family),
+            Match::Destination { is, .. } => Some(!is),
+            Match::Mark { value, is, .. } => Some((*value == 0) == *is),
+            Match::NoneOf(none) if none.is_empty() => Some(true),
+            Match::AnyOf(all) | Match::NoneOf(all)
+                if all.iter().all(|m| matches!(m, Match::Destination { .. })) =>
+            {
+                Some(matches!(m, Match::NoneOf(_)))
+            }
+            _ => None,
+        }
     }
 }
 

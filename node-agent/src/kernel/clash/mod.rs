@@ -1,6 +1,9 @@
 //! What other programs hold that we need. Found before anything is written, and said aloud.
 
+mod firewall;
 mod masquerade;
+mod packet;
+mod passage;
 mod readings;
 
 use std::fmt;
@@ -8,10 +11,13 @@ use std::net::SocketAddr;
 
 use egressnat_crds::plan::Family;
 
+pub use firewall::{MarkClash, Passages, drops, marks};
 pub use masquerade::masqueraders;
+pub use passage::{Passage, passages};
 pub use readings::{Readings, ReadingsError};
 
 use super::rtnl::{ForeignRoute, ForeignRule, NodeLink, Observed};
+use crate::kernel::nft::MarkOf;
 use crate::owned::{Numbers, TUNNEL};
 
 /// Something in our way. `Display` says what it is and what to do.
@@ -44,6 +50,26 @@ pub enum Clash {
     RuleReadsMark(ForeignRule),
     /// A route of another program is in one of our tables.
     Route(ForeignRoute),
+    /// An nft rule of another program uses our bits of a mark.
+    Mark {
+        /// How.
+        kind: MarkClash,
+        /// The rule's table, with its family.
+        table: String,
+        /// The rule's chain.
+        chain: String,
+    },
+    /// Another program's rules drop what we have to pass on.
+    Firewall {
+        /// What they drop.
+        passage: Passage,
+        /// Of which family.
+        family: Family,
+        /// The chain's table, with its family.
+        table: String,
+        /// The base chain.
+        chain: String,
+    },
     /// The kernel has no VXLAN.
     NoVxlan,
     /// The kernel forwards no packets of a family.
@@ -61,7 +87,8 @@ impl Clash {
             | Self::RuleMark(_)
             | Self::Route(_)
             | Self::NoVxlan => true,
-            Self::RuleReadsMark(_) | Self::NoForwarding(_) => false,
+            Self::Mark { kind, .. } => matches!(kind, MarkClash::Sets(..) | MarkClash::Id(_)),
+            Self::RuleReadsMark(_) | Self::Firewall { .. } | Self::NoForwarding(_) => false,
         }
     }
 
@@ -75,6 +102,13 @@ impl Clash {
             Self::RuleMark(_) => "ClashRuleMark",
             Self::RuleReadsMark(_) => "ClashRuleReadsMark",
             Self::Route(_) => "ClashRoute",
+            Self::Mark { kind, .. } => match kind {
+                MarkClash::Sets(..) => "ClashMark",
+                MarkClash::Id(_) => "ClashPolicyId",
+                MarkClash::Overwrites(..) => "MarkOverwritten",
+                MarkClash::Reads(..) => "MarkRead",
+            },
+            Self::Firewall { .. } => "FirewallDrops",
             Self::NoVxlan => "NoVxlan",
             Self::NoForwarding(_) => "NoForwarding",
         }
@@ -189,6 +223,17 @@ impl fmt::Display for Clash {
                 "a route to {to} of another program (protocol {protocol}) is in our table {table}: remove it, \
                  or give ours another table base"
             ),
+            Self::Mark { kind, table, chain } => write!(f, "a rule in chain {chain} of table {table} {kind}"),
+            Self::Firewall {
+                passage,
+                family,
+                table,
+                chain,
+            } => write!(
+                f,
+                "chain {chain} of table {table} drops {passage} ({family:?}): accept them there, by the pods' \
+                 ranges or by device {TUNNEL}"
+            ),
             Self::NoVxlan => write!(f, "the kernel has no VXLAN: load or install the module vxlan"),
             Self::NoForwarding(Family::IPv4) => {
                 write!(f, "the node forwards no IPv4 packets: set net.ipv4.ip_forward=1")
@@ -199,6 +244,31 @@ impl fmt::Display for Clash {
                     "the node forwards no IPv6 packets: set net.ipv6.conf.all.forwarding=1"
                 )
             }
+        }
+    }
+}
+
+impl fmt::Display for MarkClash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = |of: &MarkOf| match of {
+            MarkOf::Packet => "packet mark: give ours another mask (chart value routing.markMask), or it",
+            MarkOf::Connection => "connection mark (0x3fff0000): give it another mask",
+        };
+        match self {
+            Self::Sets(of, bits) => write!(f, "sets bits {bits:#x} of our {}", mark(of)),
+            Self::Id(bits) => write!(
+                f,
+                "writes bits {bits:#x} of the mark with which packets enter the tunnel, where the policy's id is: \
+                 give it a mask without them, or except device {TUNNEL}"
+            ),
+            Self::Overwrites(of, bits) => {
+                write!(f, "may overwrite bits {bits:#x} of our {}", mark(of))
+            }
+            Self::Reads(of, bits) => write!(
+                f,
+                "looks for bits {bits:#x} of our {}: it may take our packets for its own",
+                mark(of)
+            ),
         }
     }
 }

@@ -12,6 +12,8 @@ mod elements;
 mod error;
 mod expr;
 mod foreign;
+mod foreign_compat;
+mod foreign_reader;
 mod foreign_rule;
 mod lower;
 mod monitor;
@@ -27,9 +29,9 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 pub use error::NftError;
-pub use foreign::{ForeignNat, NatTable, TableName};
-pub use foreign_rule::{Action, ForeignRule, Match};
-pub use monitor::{NatMonitor, TableMonitor};
+pub use foreign::{Base, Foreign, ForeignTable, TableName};
+pub use foreign_rule::{Action, ForeignRule, LinkMatch, MarkOf, MarkWrite, Match, State, Way};
+pub use monitor::{ForeignMonitor, TableMonitor};
 
 use crate::diff::{NftStep, ObservedTable};
 use crate::model::DataType;
@@ -138,9 +140,9 @@ impl Nft {
         observe::generation(&mut self.socket)
     }
 
-    /// Reads what others' tables do to the sources of packets that leave.
-    pub fn foreign_nat(&mut self) -> Result<ForeignNat, NftError> {
-        foreign::foreign_nat(&mut self.socket)
+    /// Reads what others' tables do to packets that come by.
+    pub fn foreign(&mut self) -> Result<Foreign, NftError> {
+        foreign::foreign(&mut self.socket)
     }
 
     /// Whose the table is.

@@ -1,4 +1,4 @@
-//! Tells that another program has changed our table, or what it does itself to the sources of packets.
+//! Tells that another program has changed our table, or what its own do to packets that come by.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,7 +8,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::Nft;
 use super::attr::Message;
-use super::foreign::{ForeignNat, TableName, nat_base};
+use super::foreign::{Foreign, ForeignTable, TableName, base};
 use super::observe::{NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_TABLE};
 use crate::kernel::listener::Listener;
 
@@ -17,7 +17,7 @@ const NFNLGRP_NFTABLES: u32 = 7;
 const NFTA_TABLE_NAME: u16 = 1;
 
 /// A program may write its rules one by one.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(250);
 
 /// One that takes ours away takes them at once.
 const GATHER_OURS: Duration = Duration::from_millis(10);
@@ -54,13 +54,13 @@ impl TableMonitor {
     }
 }
 
-/// Listens for changes of chains that may translate sources.
-pub struct NatMonitor {
+/// Listens for changes of others' chains that packets of pods may meet.
+pub struct ForeignMonitor {
     listener: Listener,
     watched: BTreeSet<(TableName, String)>,
 }
 
-impl NatMonitor {
+impl ForeignMonitor {
     /// Listens in the calling thread's network namespace, from now on. Needs a tokio runtime.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
@@ -69,13 +69,13 @@ impl NatMonitor {
         })
     }
 
-    /// Which chains' changes are told, from now on, besides new chains at `postrouting`.
-    pub fn watch(&mut self, nat: &ForeignNat) {
-        let of_table = |(name, table): (&TableName, &super::NatTable)| {
+    /// Which chains' changes are told, from now on, besides new base chains.
+    pub fn watch(&mut self, foreign: &Foreign) {
+        let of_table = |(name, table): (&TableName, &ForeignTable)| {
             let chains = table.chains.keys().cloned();
             chains.map(|chain| (name.clone(), chain)).collect::<Vec<_>>()
         };
-        self.watched = nat.iter().flat_map(of_table).collect();
+        self.watched = foreign.iter().flat_map(of_table).collect();
     }
 
     /// Waits for a change, and for what comes with it. Nothing is lost when the future is dropped.
@@ -85,7 +85,7 @@ impl NatMonitor {
     }
 }
 
-/// Whether it is about a chain that translates sources.
+/// Whether it is about a base chain, or one that is watched.
 fn concerns(watched: &BTreeSet<(TableName, String)>, message: &Message<'_>) -> bool {
     let (attrs, family) = (
         message.attrs(),
@@ -99,7 +99,7 @@ fn concerns(watched: &BTreeSet<(TableName, String)>, message: &Message<'_>) -> b
     match i32::from(message.kind & 0xff) {
         libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => is_watched(chain(NFTA_RULE_TABLE, NFTA_RULE_CHAIN)),
         libc::NFT_MSG_DELCHAIN => is_watched(chain(NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME)),
-        libc::NFT_MSG_NEWCHAIN => nat_base(family, attrs).is_some(),
+        libc::NFT_MSG_NEWCHAIN => base(family, attrs).is_some(),
         libc::NFT_MSG_DELTABLE => {
             let gone = attrs.text(NFTA_TABLE_NAME);
             let of_table = |(table, _): &(TableName, String)| {

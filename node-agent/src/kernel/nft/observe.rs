@@ -32,10 +32,10 @@ const NFTA_TABLE_OWNER: u16 = 7;
 pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
 pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_POLICY: u16 = 5;
+pub(super) const NFTA_CHAIN_POLICY: u16 = 5;
 pub(super) const NFTA_CHAIN_TYPE: u16 = 7;
 pub(super) const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
+pub(super) const NFTA_HOOK_PRIORITY: u16 = 2;
 pub(super) const NFTA_RULE_TABLE: u16 = 1;
 pub(super) const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_USERDATA: u16 = 7;
@@ -212,22 +212,42 @@ fn elements(socket: &mut Socket, set: &str, ty: SetType) -> Result<BTreeMap<Elem
     Err(NftError::Interrupted)
 }
 
-/// The data of another program's map.
+/// An element of another program's set or map.
+pub(super) struct ForeignElement {
+    /// Its key, where a register holds it.
+    pub key: Option<Value>,
+    /// An interval ends before the key.
+    pub end: bool,
+    /// What a map has for the key.
+    pub data: RawData,
+}
+
+/// The elements of another program's set or map.
 pub(super) fn raw_elements(
     socket: &mut Socket,
     table: &TableName,
-    map: &str,
-) -> Result<Vec<RawData>, NftError> {
+    set: &str,
+) -> Result<Vec<ForeignElement>, NftError> {
     let request = Writer::of_family(table.family)
         .text(NFTA_SET_ELEM_LIST_TABLE, &table.name)
-        .text(NFTA_SET_ELEM_LIST_SET, map);
-    socket.dump(libc::NFT_MSG_GETSETELEM, &request, |data: &mut Vec<_>, attrs| {
-        let list = attrs.nested(NFTA_SET_ELEM_LIST_ELEMENTS);
-        let elements = list
-            .iter()
-            .map(|(_, element)| Attrs(element).nested(NFTA_SET_ELEM_DATA));
-        data.extend(elements.filter_map(raw_data));
-    })
+        .text(NFTA_SET_ELEM_LIST_SET, set);
+    let element = |attrs: Attrs<'_>| {
+        let key = attrs.nested(NFTA_SET_ELEM_KEY).get(NFTA_DATA_VALUE);
+        let flags = attrs.u32(NFTA_SET_ELEM_FLAGS).unwrap_or_default();
+        ForeignElement {
+            key: key.and_then(Value::from_slice),
+            end: flags & libc::NFT_SET_ELEM_INTERVAL_END as u32 != 0,
+            data: raw_data(attrs.nested(NFTA_SET_ELEM_DATA)).unwrap_or(RawData::None),
+        }
+    };
+    socket.dump(
+        libc::NFT_MSG_GETSETELEM,
+        &request,
+        |elements: &mut Vec<_>, attrs| {
+            let list = attrs.nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+            elements.extend(list.iter().map(|(_, attrs)| element(Attrs(attrs))));
+        },
+    )
 }
 
 fn raw_element(attrs: Attrs<'_>) -> Option<RawElement> {
