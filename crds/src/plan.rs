@@ -79,7 +79,7 @@ pub struct EgressPlanSpec {
     /// The default local egress of pods that no policy captures. Absent: that is left to the CNI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<Masquerade>,
-    /// What the node needs to let pods start only when it knows them. Absent: they start at once.
+    /// What is known of the node's other pods. Absent: nothing, and pods start at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
     /// Ids that this plan has used, and that this node's agent has not yet reported to be without, by id: they are
@@ -168,11 +168,15 @@ pub struct GatewayRole {
 }
 
 /// Which of this node's pods a policy selects is said by the plan's pods; this says of which it is known that none
-/// does. Of any other pod it is not known yet: its namespace or its labels may be news that is still on its way.
+/// does. Of any other pod it is not known yet, its namespace or its labels may be news that is still on its way, or not
+/// known any more: it is gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Gate {
-    /// The namespaces that any policy may select pods of, in the whole cluster.
+    /// Pods start at once. Otherwise only when the node knows them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
+    /// The namespaces that any policy may select pods of, in the whole cluster. Empty where the gate is open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<String>,
     /// The pods of this node in those namespaces that no policy selects, by uid.
@@ -181,6 +185,13 @@ pub struct Gate {
     /// The namespaces of this node's other pods: no policy selects pods of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub free: Vec<String>,
+}
+
+impl EgressPlanSpec {
+    /// The gate, where pods wait at it.
+    pub fn closed_gate(&self) -> Option<&Gate> {
+        self.gate.as_ref().filter(|gate| !gate.open)
+    }
 }
 
 /// The masquerade of what no policy captures: packets of these sources to destinations elsewhere leave with

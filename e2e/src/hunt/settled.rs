@@ -112,7 +112,7 @@ fn contradictions(world: &World, plan: &EgressPlan, node: usize, sent: Time) -> 
 
 /// A pod that is to come must be waited for in every namespace that a policy may select from.
 fn of_gate(world: &World, plan: &EgressPlan) -> Option<String> {
-    let gate = plan.spec.gate.as_ref()?;
+    let gate = plan.spec.closed_gate()?;
     let may_select = |policy: &Policy, label| policy.selector.namespace.is_none_or(|wanted| wanted == label);
     NAMESPACES
         .iter()

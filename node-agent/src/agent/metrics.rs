@@ -60,6 +60,7 @@ pub struct Metrics {
     dropped: Family<Reason, Gauge>,
     left_to_others: Gauge,
     repairs: Family<Object, Counter>,
+    departed: Gauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -89,6 +90,7 @@ impl Metrics {
             dropped: Family::default(),
             left_to_others: Gauge::default(),
             repairs: Family::default(),
+            departed: Gauge::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         (metrics, asked)
@@ -144,6 +146,11 @@ impl Metrics {
             "Things of ours in the kernel that another hand had removed or changed, by kind",
             self.repairs.clone(),
         );
+        r.register(
+            "departed_pods",
+            "Pods that are gone from the API server and keep their verdict until their network is gone",
+            self.departed.clone(),
+        );
         r
     }
 
@@ -172,6 +179,7 @@ impl Metrics {
                 self.steps.inc_by((report.nft_steps + report.net_steps) as u64);
                 self.flows.inc_by(report.flows as u64);
                 self.left_to_others.set(count(report.left_to.len()));
+                self.departed.set(count(report.departed));
                 for touched in &report.touched {
                     let object = format!("{:?}", touched.object);
                     self.repairs.get_or_create(&Object { object }).inc();

@@ -1,6 +1,7 @@
 //! The agent's shell: watches the plan and the kernel, brings the datapath in step, says so.
 
 mod datapath;
+mod file;
 mod gate;
 mod health;
 mod http;
@@ -8,6 +9,7 @@ mod logging;
 mod metrics;
 mod repairs;
 mod report;
+mod residents;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -23,13 +25,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
 pub use datapath::{Datapath, Report};
-use gate::{Gate, News};
+use gate::{Asked, Gate, News};
 pub use health::Health;
 pub use logging::init as init_logging;
 pub use metrics::Metrics;
 use metrics::Question;
 
 use crate::cli::Cli;
+use crate::cni::gate::Request;
 use crate::diff::Touched;
 use crate::error::AgentError;
 use report::Reporter;
@@ -176,6 +179,13 @@ impl Agent {
 
     /// Takes in what the gate has heard. Whether the datapath has to be brought in step.
     fn take(&mut self, news: News) -> bool {
+        if let News::Asked(Asked {
+            request: Request::Add { pod, addresses, .. },
+            ..
+        }) = &news
+        {
+            self.datapath.give(&pod.uid, addresses);
+        }
         let plan = match &self.plan {
             Plan::Present(plan) => Some(&plan.spec),
             Plan::Absent | Plan::Unknown => None,

@@ -1,4 +1,5 @@
-//! What a node needs to let pods start only when it knows them.
+//! What a node needs to let pods start only when it knows them, and to tell those that are gone from those that no
+//! policy selects any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::world::Pod;
 /// The gate of a node with these pods that have a network of their own, in order of their uids; `gated` says of each
 /// namespace that is known whether any policy may select pods of it. Of pods whose namespace is not known yet, nothing
 /// is said.
-pub fn of_node(gated: &BTreeMap<String, bool>, share: &Share, pods: &[Arc<Pod>]) -> Gate {
+pub fn of_node(open: bool, gated: &BTreeMap<String, bool>, share: &Share, pods: &[Arc<Pod>]) -> Gate {
     let captured: BTreeSet<&str> = share.captured().map(|selected| &*selected.pod.uid).collect();
     let is_gated = |pod: &Pod| gated.get(&*pod.namespace).copied();
     let unselected = pods
@@ -22,8 +23,10 @@ pub fn of_node(gated: &BTreeMap<String, bool>, share: &Share, pods: &[Arc<Pod>])
         .filter(|pod| is_gated(pod) == Some(false))
         .map(|pod| &*pod.namespace)
         .collect();
-    let namespaces = gated.iter().filter(|(_, gated)| **gated);
+    // At an open gate, nobody asks for these.
+    let namespaces = gated.iter().filter(|(_, gated)| **gated && !open);
     Gate {
+        open,
         namespaces: namespaces.map(|(name, _)| name.clone()).collect(),
         unselected: unselected.map(|pod| pod.uid.to_string()).collect(),
         free: free.into_iter().map(str::to_owned).collect(),
@@ -93,6 +96,7 @@ spec:
         let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
         let gate = |unselected: &[&str], free: &[&str]| {
             Some(Gate {
+                open: false,
                 namespaces: vec!["shop".into()],
                 unselected: texts(unselected),
                 free: texts(free),
@@ -117,7 +121,12 @@ spec:
     }
 
     #[test]
-    fn without_a_gate_a_plan_says_nothing_of_it() {
-        assert_eq!(gates(false), [None, None]);
+    fn an_open_gate_says_the_same_of_the_nodes_pods() {
+        let open = |gate| Gate {
+            open: true,
+            namespaces: Vec::new(),
+            ..gate
+        };
+        assert_eq!(gates(false), gates(true).map(|gate| gate.map(open)));
     }
 }

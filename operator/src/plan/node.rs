@@ -18,7 +18,7 @@ pub fn plan(
     share: &Share,
     peers: Vec<Peer>,
     masquerade: Option<Masquerade>,
-    gate: Option<Gate>,
+    gate: Gate,
     shared: &Shared,
 ) -> EgressPlanSpec {
     let flats = || share.captured().map(|pod| &*pod.flat);
@@ -43,7 +43,7 @@ pub fn plan(
             })
             .collect(),
         masquerade,
-        gate,
+        gate: Some(gate),
         retired: Vec::new(),
         teardown: false,
     }

@@ -30,8 +30,10 @@ pub struct Planner {
     mentions: Mentions,
     shared: Shared,
     candidates: Candidates,
-    /// With a start gate: of each namespace that is known, whether any policy may select pods of it.
-    gated: Option<BTreeMap<String, bool>>,
+    /// Whether pods start at once.
+    open: bool,
+    /// Of each namespace that is known, whether any policy may select pods of it.
+    gated: BTreeMap<String, bool>,
     shares: BTreeMap<Arc<str>, Share>,
     totals: Totals,
     stale: Stale,
@@ -55,7 +57,8 @@ impl Planner {
             shared: Shared::of(world, &mentions),
             mentions,
             candidates: Candidates::default(),
-            gated: None,
+            open: true,
+            gated: BTreeMap::new(),
             shares: BTreeMap::new(),
             totals: Totals::default(),
             stale: Stale::default(),
@@ -119,8 +122,7 @@ impl Planner {
         let except = self.shared.unmasqueraded.as_ref();
         let masquerade =
             except.and_then(|except| masquerade::of_node(&share.ranges, self.pods.of_node(name), except));
-        let gated = self.gated.as_ref();
-        let gate = gated.map(|gated| gate::of_node(gated, share, self.pods.of_node(name)));
+        let gate = gate::of_node(self.open, &self.gated, share, self.pods.of_node(name));
         Some(node::plan(name, share, peers, masquerade, gate, &self.shared))
     }
 
@@ -171,7 +173,8 @@ impl Planner {
     fn share_out(&mut self, world: &World) {
         self.candidates = Candidates::default();
         self.totals = Totals::new(&self.shared.in_force);
-        self.gated = world.config.start_gate.then(BTreeMap::new);
+        self.open = !world.config.start_gate;
+        self.gated = BTreeMap::new();
         self.gate(world.namespaces.keys(), world);
         self.shares.clear();
         for (name, node) in &world.nodes {
@@ -182,16 +185,13 @@ impl Planner {
 
     /// Looks at namespaces again: whether what is known of any is another now.
     fn gate<'a>(&mut self, namespaces: impl IntoIterator<Item = &'a String>, world: &World) -> bool {
-        let Some(gated) = &mut self.gated else {
-            return false;
-        };
         let mut others = false;
         for name in namespaces {
             let is_there = world.namespaces.contains_key(name);
             let now = is_there.then(|| self.candidates.any(name, &self.shared.in_force, world));
             let before = match now {
-                Some(now) => gated.insert(name.clone(), now),
-                None => gated.remove(name),
+                Some(now) => self.gated.insert(name.clone(), now),
+                None => self.gated.remove(name),
             };
             others |= before != now;
         }

@@ -7,6 +7,7 @@ mod pods;
 mod ports;
 mod released;
 mod repair;
+mod residents;
 mod reverse_path;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use self::pods::Basis;
 use self::ports::Ports;
 use self::released::Releases;
 use self::repair::Held;
+use self::residents::Kept;
 use super::metrics::Counters;
 use crate::cli::{Cli, Safeguard};
 use crate::compile;
@@ -62,6 +64,8 @@ pub struct Report {
     pub warnings: Vec<Clash>,
     /// What another hand had removed or changed, and now is as it should be.
     pub touched: Vec<Touched>,
+    /// The pods that are gone from the plan, and whose network is not.
+    pub departed: usize,
 }
 
 /// The one writer of the node's datapath.
@@ -94,6 +98,9 @@ pub struct Datapath {
     releases: Releases,
     interfaces: Vec<NodeInterface>,
     ports: Ports,
+    kept: Kept,
+    /// Links that lead to no pods, as of the last try.
+    uplinks: BTreeSet<u32>,
 }
 
 /// The kernel's state, read once and kept in step with what we write.
@@ -147,12 +154,14 @@ impl Datapath {
             releases: Releases::default(),
             interfaces: Vec::new(),
             ports: Ports::default(),
+            kept: Kept::read(&cli.gate),
+            uplinks: BTreeSet::new(),
         })
     }
 
     /// Waits until links, addresses, routes, rules or settings have changed, by whomever, our table by another hand, or
-    /// what others do to packets; or until something of what is remembered is over. Nothing is lost when the future is
-    /// dropped.
+    /// what others do to packets; or until something of what is remembered is over, or it is time to look for pods that
+    /// are gone from the plan. Nothing is lost when the future is dropped.
     pub async fn changed(&mut self) -> Result<(), AgentError> {
         let over = self.releases.next();
         tokio::select! {
@@ -166,6 +175,7 @@ impl Datapath {
             changed = repair::changed(&mut self.table_monitor) => changed?,
             // What is not known to be right is read again in any case.
             changed = self.settings.changed(), if self.known.is_some() => changed.map_err(MonitorError::from)?,
+            () = self.kept.is_due() => return Ok(()),
         }
         self.doubt();
         Ok(())
@@ -195,15 +205,27 @@ impl Datapath {
     /// kernel is not trusted, and is read anew.
     pub async fn sync(&mut self, plan: Option<&EgressPlanSpec>) -> Result<Report, AgentError> {
         let nothing = EgressPlanSpec::default();
-        let result = self.step(plan.unwrap_or(&nothing), plan.is_some()).await;
+        let result = self.follow(plan.unwrap_or(&nothing), plan.is_some()).await;
         if result.is_err() {
             self.distrust();
         }
         result
     }
 
-    async fn step(&mut self, plan: &EgressPlanSpec, stays: bool) -> Result<Report, AgentError> {
+    async fn follow(&mut self, plan: &EgressPlanSpec, stays: bool) -> Result<Report, AgentError> {
         let mut report = Report::default();
+        let plan = self.with_departed(plan, &mut report).await?;
+        self.step(&plan, stays, &mut report).await?;
+        self.place().await?;
+        Ok(report)
+    }
+
+    async fn step(
+        &mut self,
+        plan: &EgressPlanSpec,
+        stays: bool,
+        report: &mut Report,
+    ) -> Result<(), AgentError> {
         let looked_at = |known: &Known| {
             known.checked == to_check(plan) && known.foreign.is_some() == foreign::concerned(plan)
         };
@@ -223,18 +245,18 @@ impl Datapath {
             }
             None => self.read(plan).await?,
         };
-        let (mut known, facts) = self.put_tunnel(plan, known, &mut report).await?;
+        let (mut known, facts) = self.put_tunnel(plan, known, report).await?;
         self.watch(&known.network, &facts);
         self.releases
             .settle(known.table.as_ref().filter(|_| self.judge_all), stays);
-        if self.verify || !self.pods_only(plan, &facts, &mut known, &mut report).await? {
+        if self.verify || !self.pods_only(plan, &facts, &mut known, report).await? {
             let remembers = stays && known.table.as_ref().is_some_and(ObservedTable::remembers);
             let mut desired = self.compile(plan, &facts, remembers)?;
-            known = self.write(plan, &mut desired, known, &mut report).await?;
+            known = self.write(plan, &mut desired, known, report).await?;
             if remembers && to_check(plan).is_none() && self.releases.is_empty() {
                 // Nothing was given up that would need the table.
                 desired = self.compile(plan, &facts, false)?;
-                known = self.write(plan, &mut desired, known, &mut report).await?;
+                known = self.write(plan, &mut desired, known, report).await?;
             }
             if std::mem::take(&mut self.verify) {
                 self.verify(&desired).await?;
@@ -244,10 +266,10 @@ impl Datapath {
         self.set_ports(plan).await?;
         report.exhausted = self.ports.lacking();
         report.changed = report.nft_steps + report.net_steps + report.flows > 0;
-        known.tell(&mut report);
+        known.tell(report);
         report.warnings = known.warnings.clone();
         self.known = Some(known);
-        Ok(report)
+        Ok(())
     }
 
     /// Reads the kernel. Where something else on the node uses what is ours, that is an error, and nothing
@@ -306,8 +328,8 @@ impl Datapath {
     fn watch(&mut self, network: &Observed, facts: &Facts) {
         let exits: BTreeSet<u32> = facts.exits.iter().map(|e| e.link.index).collect();
         let defaults = network.default_routes().map(|route| route.link);
-        self.monitor
-            .watch(defaults.chain(exits.iter().copied()).collect(), exits);
+        self.uplinks = defaults.chain(exits.iter().copied()).collect();
+        self.monitor.watch(self.uplinks.clone(), exits);
     }
 
     /// The device comes first: rules name it by its index. Returns the facts with it.

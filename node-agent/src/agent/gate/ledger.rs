@@ -1,15 +1,11 @@
 //! The pods whose network is up on this node, as the start gate has seen them: what the plan says of them comes true
-//! before it says their addresses, and stays true until their network is gone.
+//! before it says their addresses.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
-use egressnat_crds::interval::Interval;
-use egressnat_crds::plan::{Destination, MAX_POLICY_ID, PlanPod, PlanPolicy, Profile, SourceRole};
-use egressnat_crds::policy::{NoGateway, OnChange};
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::cni::spec::{PodName, ValidAttachment};
@@ -21,7 +17,7 @@ pub enum Verdict {
     Selected,
     /// None does.
     NotSelected,
-    /// The plan does not know it yet.
+    /// The plan does not know it yet, or not any more.
     Unknown,
 }
 
@@ -36,15 +32,21 @@ struct Held {
     attachment: ValidAttachment,
     pod: PodName,
     addresses: BTreeSet<IpAddr>,
-    /// What the last plan that knew the pod said; `None` where no policy selected it.
-    profile: Option<u32>,
     /// The pod started with a verdict that the kernel knew.
     #[serde(default)]
     passed: bool,
 }
 
-/// What the plan says of the pod.
+/// What a pod at the gate is told, once anything is known of it. Where the gate is open none has to wait.
 pub fn verdict(plan: &EgressPlanSpec, pod: &PodName) -> Verdict {
+    match plan.closed_gate() {
+        Some(_) => known(plan, pod),
+        None => Verdict::NotSelected,
+    }
+}
+
+/// What the plan says of the pod.
+pub fn known(plan: &EgressPlanSpec, pod: &PodName) -> Verdict {
     let Some(gate) = &plan.gate else {
         return Verdict::NotSelected;
     };
@@ -79,7 +81,6 @@ impl Ledger {
             attachment,
             pod,
             addresses,
-            profile: None,
             passed: false,
         });
     }
@@ -97,123 +98,34 @@ impl Ledger {
         self.held.len() != before
     }
 
-    /// The interfaces that are held.
-    pub fn attachments(&self) -> impl Iterator<Item = &ValidAttachment> {
-        self.held.iter().map(|held| &held.attachment)
-    }
-
     /// The uids of the pods that have passed the gate.
     pub fn passed(&self) -> impl Iterator<Item = &str> {
         let passed = self.held.iter().filter(|held| held.passed);
         passed.map(|held| held.pod.uid.as_str())
     }
 
-    /// Takes in what a plan says of the pods that it knows. Whether that is news.
-    pub fn observe(&mut self, plan: &EgressPlanSpec) -> bool {
-        let profiles: BTreeMap<&str, u32> = plan.pods.iter().map(|p| (p.uid.as_str(), p.profile)).collect();
-        let mut news = false;
-        for held in &mut self.held {
-            let now = match verdict(plan, &held.pod) {
-                Verdict::Selected => profiles.get(held.pod.uid.as_str()).copied(),
-                Verdict::NotSelected => None,
-                Verdict::Unknown => continue,
-            };
-            news |= std::mem::replace(&mut held.profile, now) != now;
-        }
-        news
-    }
-
-    /// The plan with the addresses of pods that it does not know of yet, and with the pods that it does not know any
-    /// more and whose network is still up. An address that the plan gives to another pod is that pod's.
+    /// The plan with the addresses of its pods that it does not know of yet. An address that it gives to another pod is
+    /// that pod's.
     pub fn complete<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
-        let claimed: BTreeMap<IpAddr, &str> = plan
-            .pods
-            .iter()
-            .flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.uid.as_str())))
-            .collect();
-        let mut added: BTreeMap<&str, (&Held, Vec<IpAddr>)> = BTreeMap::new();
+        let claimed: BTreeSet<IpAddr> = plan.pods.iter().flat_map(|pod| &pod.ips).copied().collect();
+        let mut complete = Cow::Borrowed(plan);
         for held in &self.held {
-            let verdict = verdict(plan, &held.pod);
-            if verdict == Verdict::Selected || (verdict == Verdict::Unknown && held.profile.is_some()) {
-                let free = held.addresses.iter().filter(|ip| !claimed.contains_key(ip));
-                let (_, ips) = added.entry(&held.pod.uid).or_insert((held, Vec::new()));
-                ips.extend(free);
+            let place = plan.pods.binary_search_by(|pod| pod.uid.cmp(&held.pod.uid));
+            let mut new = held.addresses.difference(&claimed).peekable();
+            if let (Ok(place), Some(_)) = (place, new.peek()) {
+                let ips = &mut complete.to_mut().pods[place].ips;
+                ips.extend(new);
+                ips.sort_unstable();
+                ips.dedup();
             }
         }
-        added.retain(|_, (_, ips)| !ips.is_empty());
-        if added.is_empty() {
-            return Cow::Borrowed(plan);
-        }
-        Cow::Owned(with(plan, added))
+        complete
     }
-}
-
-fn with(plan: &EgressPlanSpec, mut added: BTreeMap<&str, (&Held, Vec<IpAddr>)>) -> EgressPlanSpec {
-    let mut plan = plan.clone();
-    for pod in &mut plan.pods {
-        if let Some((_, ips)) = added.remove(pod.uid.as_str()) {
-            pod.ips.extend(ips);
-            pod.ips.sort_unstable();
-            pod.ips.dedup();
-        }
-    }
-    let profiles: BTreeSet<u32> = plan.profiles.iter().map(|p| p.id).collect();
-    for (uid, (held, ips)) in added {
-        let known = held.profile.filter(|profile| profiles.contains(profile));
-        let profile = known.unwrap_or_else(|| nowhere(&mut plan));
-        plan.pods.push(PlanPod {
-            uid: uid.to_owned(),
-            name: held.pod.to_string(),
-            ips,
-            profile,
-        });
-    }
-    plan.pods.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));
-    plan
-}
-
-/// The profile of pods whose own is not in the plan any more: everything meets a policy without a gateway, and is
-/// dropped and counted.
-fn nowhere(plan: &mut EgressPlanSpec) -> u32 {
-    const PROFILE: u32 = u32::MAX;
-    if plan.profiles.iter().any(|p| p.id == PROFILE) {
-        return PROFILE;
-    }
-    let used: BTreeSet<u16> = plan.policies.iter().map(|p| p.id).collect();
-    let id = (1..=MAX_POLICY_ID)
-        .rev()
-        .find(|id| !used.contains(id))
-        .unwrap_or(MAX_POLICY_ID);
-    plan.policies.push(PlanPolicy {
-        id,
-        name: "(gone)".into(),
-        source: Some(SourceRole {
-            gateway: None,
-            families: Vec::new(),
-            no_gateway: NoGateway::Drop,
-            on_change: OnChange::Cut,
-        }),
-        gateway: None,
-    });
-    plan.policies.sort_unstable_by_key(|p| p.id);
-    let everything = ["0.0.0.0/0", "::/0"]
-        .iter()
-        .filter_map(|net| net.parse::<IpNet>().ok());
-    plan.profiles.push(Profile {
-        id: PROFILE,
-        destinations: everything
-            .map(|net| Destination {
-                range: Interval::from(net),
-                policy: id,
-            })
-            .collect(),
-    });
-    PROFILE
 }
 
 #[cfg(test)]
 mod tests {
-    use egressnat_crds::plan::Gate;
+    use egressnat_crds::plan::{Gate, PlanPod, Profile};
 
     use super::*;
 
@@ -253,6 +165,7 @@ mod tests {
                 })
                 .collect(),
             gate: Some(Gate {
+                open: false,
                 namespaces: vec!["shop".into()],
                 unselected: unselected.iter().map(|u| (*u).into()).collect(),
                 free: vec!["other".into()],
@@ -300,62 +213,27 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_gone_from_the_plan_keeps_its_profile_until_its_network_is_gone() {
-        let mut ledger = held("u1", &["10.1.0.2"]);
-        assert!(ledger.observe(&plan(&[("u1", &["10.1.0.2"])], &[])));
-        let gone = plan(&[], &[]);
-        assert!(
-            !ledger.observe(&gone),
-            "of pods that it does not know, a plan says nothing"
-        );
-        assert_eq!(
-            pods(&ledger.complete(&gone)),
-            [("u1", ips(&["10.1.0.2"]).as_slice(), 7)]
-        );
-        assert!(ledger.release(|a| *a == attachment("c1")));
-        assert!(matches!(ledger.complete(&gone), Cow::Borrowed(_)));
-    }
-
-    #[test]
-    fn where_its_profile_is_gone_as_well_it_sends_nothing() {
-        let mut ledger = held("u1", &["10.1.0.2"]);
-        ledger.observe(&plan(&[("u1", &["10.1.0.2"])], &[]));
-        let mut gone = plan(&[], &[]);
-        gone.profiles.clear();
-        let complete = ledger.complete(&gone);
-        let profile = &complete.profiles[0];
-        assert_eq!(
-            pods(&complete),
-            [("u1", ips(&["10.1.0.2"]).as_slice(), profile.id)]
-        );
-        assert_eq!(profile.destinations.len(), 2);
-        let policy = &complete.policies[0];
-        assert_eq!(profile.destinations[0].policy, policy.id);
-        let source = policy.source.as_ref().unwrap();
-        assert_eq!(
-            (source.gateway.as_ref(), source.no_gateway),
-            (None, NoGateway::Drop)
-        );
-    }
-
-    #[test]
-    fn a_living_pod_that_is_no_longer_selected_is_released() {
-        let mut ledger = held("u1", &["10.1.0.2"]);
-        ledger.observe(&plan(&[("u1", &["10.1.0.2"])], &[]));
-        let unselected = plan(&[], &["u1"]);
-        assert!(ledger.observe(&unselected));
-        assert!(matches!(ledger.complete(&unselected), Cow::Borrowed(_)));
-    }
-
-    #[test]
     fn an_address_that_is_another_pods_now_is_left_to_it() {
-        let mut ledger = held("u1", &["10.1.0.2"]);
-        ledger.observe(&plan(&[("u1", &["10.1.0.2"])], &[]));
-        let reused = plan(&[("u2", &["10.1.0.2"])], &[]);
-        assert_eq!(
-            pods(&ledger.complete(&reused)),
-            [("u2", ips(&["10.1.0.2"]).as_slice(), 7)]
-        );
+        let ledger = held("u1", &["10.1.0.2"]);
+        let reused = plan(&[("u1", &[]), ("u2", &["10.1.0.2"])], &[]);
+        assert!(matches!(ledger.complete(&reused), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn of_a_pod_that_is_not_in_the_plan_nothing_is_added() {
+        let ledger = held("u1", &["10.1.0.2"]);
+        assert!(matches!(ledger.complete(&plan(&[], &[])), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn at_an_open_gate_none_waits_and_as_much_is_known() {
+        let mut plan = plan(&[("u1", &[])], &[]);
+        plan.gate.as_mut().unwrap().open = true;
+        for uid in ["u1", "u2"] {
+            assert_eq!(verdict(&plan, &pod(uid)), Verdict::NotSelected);
+        }
+        assert_eq!(known(&plan, &pod("u1")), Verdict::Selected);
+        assert_eq!(known(&plan, &pod("u2")), Verdict::Unknown);
     }
 
     #[test]

@@ -10,23 +10,24 @@ mod server;
 mod watched;
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use egressnat_crds::EgressPlanSpec;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::info;
 
 use self::install::{Installed, Installer};
-use self::ledger::{Ledger, Verdict, may_be_selected, verdict};
+use self::ledger::{Ledger, may_be_selected, verdict};
+pub use self::ledger::{Verdict, known};
 pub use self::server::Asked;
 use self::watched::Watched;
+use super::file::{read, write};
 use crate::cli::GateFlags;
 use crate::cni::PLUGIN;
 use crate::cni::gate::{Answer, Request};
@@ -42,10 +43,6 @@ const STANDING: &str = "standing.json";
 const SHOWN: usize = 16;
 const ATTACHMENTS: &str = "attachments.json";
 
-/// How long a pod's addresses keep their verdict after DEL: the kernel takes its interface away only then, and until
-/// then sends for connections that its processes have left.
-const LINGER: Duration = Duration::from_secs(5);
-
 /// The gate.
 pub struct Gate {
     asked: mpsc::Receiver<Asked>,
@@ -55,8 +52,6 @@ pub struct Gate {
     state: State,
     ledger: Ledger,
     waiting: Vec<Waiting>,
-    /// Interfaces whose end has been told, and when they are forgotten, in order.
-    ending: VecDeque<(Instant, ValidAttachment)>,
     attachments: PathBuf,
     standing: PathBuf,
     /// What the file says, as far as we know.
@@ -98,7 +93,7 @@ pub enum News {
     Asked(Asked),
     /// The node's network configurations are not what they were.
     Configurations,
-    /// Somebody has waited long enough, or an interface is to be forgotten.
+    /// Somebody has waited long enough.
     Due,
 }
 
@@ -116,7 +111,6 @@ impl Gate {
             state: State::Off,
             ledger: read(&attachments),
             waiting: Vec::new(),
-            ending: VecDeque::new(),
             attachments,
             stood: read(&standing),
             standing,
@@ -153,10 +147,6 @@ impl Gate {
     /// Waits for the next. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> News {
         let due = self.waiting.iter().map(|w| w.until).min();
-        let due = due
-            .into_iter()
-            .chain(self.ending.front().map(|(at, _)| *at))
-            .min();
         let passes = async {
             match due {
                 Some(due) => sleep_until(due).await,
@@ -173,7 +163,10 @@ impl Gate {
     /// Takes the news in. Whether the datapath has to be brought in step.
     pub fn take(&mut self, news: News, plan: Option<&EgressPlanSpec>) -> bool {
         match news {
-            News::Due => self.expire(plan),
+            News::Due => {
+                self.expire(plan);
+                false
+            }
             News::Configurations => {
                 if let Some(plan) = plan {
                     self.install(plan);
@@ -191,7 +184,7 @@ impl Gate {
 
     /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told.
     pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>) {
-        let mut news = self.ledger.observe(plan);
+        let mut news = false;
         self.stand(plan);
         self.install(plan);
         for waiting in std::mem::take(&mut self.waiting) {
@@ -244,7 +237,6 @@ impl Gate {
                 addresses,
                 patience,
             } => {
-                self.ending.retain(|(_, ended)| *ended != attachment);
                 self.ledger.add(attachment, pod.clone(), addresses);
                 self.save();
                 let until = Instant::now() + Duration::from_millis(patience.min(60_000));
@@ -258,55 +250,46 @@ impl Gate {
                 false
             }
             Request::Del { attachment } => {
-                self.end(|held| *held == attachment);
+                let released = self.release(|held| *held == attachment);
                 let _ = answer.send(Answer::Done);
-                false
+                released && plan.is_some()
             }
             Request::Gc { valid } => {
-                self.end(|held| !valid.contains(held));
+                let released = self.release(|held| !valid.contains(held));
                 let _ = answer.send(Answer::Done);
-                false
+                released && plan.is_some()
             }
         }
     }
 
     /// Selected pods that never passed the gate, by name: they started before it was there.
     fn ungated<'a>(&self, plan: &'a EgressPlanSpec) -> impl Iterator<Item = &'a str> {
-        let armed = plan.gate.is_some();
+        let armed = plan.closed_gate().is_some();
         let passed: BTreeSet<String> = self.ledger.passed().map(str::to_owned).collect();
         let pods = plan.pods.iter().filter(move |pod| armed && !pod.ips.is_empty());
         pods.filter(move |pod| !passed.contains(&pod.uid))
             .map(|pod| pod.name.as_str())
     }
 
-    fn end(&mut self, gone: impl Fn(&ValidAttachment) -> bool) {
-        let at = Instant::now() + LINGER;
-        let ended = self.ledger.attachments().filter(|held| gone(held)).cloned();
-        let ended: Vec<_> = ended.map(|attachment| (at, attachment)).collect();
-        self.ending.extend(ended);
-    }
-
-    fn expire(&mut self, plan: Option<&EgressPlanSpec>) -> bool {
-        let now = Instant::now();
-        for waiting in self.waiting.extract_if(.., |waiting| waiting.until <= now) {
-            let answer = late(plan, self.stood.as_ref(), &waiting.pod);
-            waiting.say(answer);
-        }
-        let mut released = false;
-        while self.ending.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, ended)) = self.ending.pop_front() {
-                released |= self.ledger.release(|held| *held == ended);
-            }
-        }
+    fn release(&mut self, gone: impl Fn(&ValidAttachment) -> bool) -> bool {
+        let released = self.ledger.release(gone);
         if released {
             self.save();
         }
         released
     }
 
+    fn expire(&mut self, plan: Option<&EgressPlanSpec>) {
+        let now = Instant::now();
+        for waiting in self.waiting.extract_if(.., |waiting| waiting.until <= now) {
+            let answer = late(plan, self.stood.as_ref(), &waiting.pod);
+            waiting.say(answer);
+        }
+    }
+
     /// Puts the plugin into the node's network configuration, or takes it out, as the plan says.
     fn install(&mut self, plan: &EgressPlanSpec) {
-        let state = match plan.gate {
+        let state = match plan.closed_gate() {
             Some(_) => self.installer.ensure().map(|installed| match installed {
                 Installed::Armed { .. } => State::Armed,
                 Installed::Waiting => State::NoConfiguration,
@@ -326,7 +309,7 @@ impl Gate {
 
     /// Writes what plugins need without us. Writing it is also the sign of life.
     fn stand(&mut self, plan: &EgressPlanSpec) {
-        let Some(gate) = &plan.gate else {
+        let Some(gate) = plan.closed_gate() else {
             return;
         };
         let standing = Standing {
@@ -389,7 +372,7 @@ fn late(plan: Option<&EgressPlanSpec>, stood: Option<&Standing>, pod: &PodName) 
 fn check(
     plan: Option<&EgressPlanSpec>,
     pod: &PodName,
-    addresses: &BTreeSet<std::net::IpAddr>,
+    addresses: &BTreeSet<IpAddr>,
     ledger: &Ledger,
 ) -> Answer {
     let Some(plan) = plan else {
@@ -405,34 +388,6 @@ fn check(
         false => Answer::NotYet {
             why: "its addresses are not programmed".into(),
         },
-    }
-}
-
-/// What was written there, or nothing: a file that cannot be read is of no use.
-fn read<T: DeserializeOwned + Default>(file: &Path) -> T {
-    let text = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return T::default(),
-        Err(error) => {
-            warn!(file = %file.display(), %error, "failed to read");
-            return T::default();
-        }
-    };
-    serde_json::from_str(&text).unwrap_or_else(|error| {
-        warn!(file = %file.display(), %error, "is not what was written there");
-        T::default()
-    })
-}
-
-/// Replaces the file as a whole.
-fn write<T: Serialize>(file: &Path, value: &T) {
-    let beside = file.with_extension("new");
-    let written = serde_json::to_vec(value)
-        .map_err(io::Error::from)
-        .and_then(|text| std::fs::write(&beside, text))
-        .and_then(|()| std::fs::rename(&beside, file));
-    if let Err(error) = written {
-        warn!(file = %file.display(), %error, "failed to write");
     }
 }
 

@@ -25,6 +25,11 @@ pub(super) fn get_tunnel() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(LinkUnspec::new_with_name(TUNNEL).build())
 }
 
+/// Asks for the link of an index.
+pub(super) fn get(index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetLink(LinkUnspec::new_with_index(index).build())
+}
+
 /// Makes the tunnel device.
 pub(super) fn create(tunnel: &Tunnel) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(changeable(device(tunnel), tunnel).build())

@@ -10,12 +10,14 @@ mod observed;
 mod route;
 mod rule;
 mod stray;
+mod whereabouts;
 mod wire;
 
 pub use error::NetError;
 pub use monitor::{Monitor, MonitorError};
 pub use observed::{ForeignRoute, ForeignRule, NodeAddress, NodeLink, NodeRoute, Observed, Vxlan};
 pub use stray::Stray;
+pub use whereabouts::Whereabouts;
 
 use egressnat_crds::plan::Family;
 

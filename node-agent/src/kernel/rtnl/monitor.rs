@@ -128,6 +128,11 @@ impl Monitor {
         self.interest.exits = exits;
     }
 
+    /// Of which links it concerns us that they go, by index.
+    pub fn watch_pods(&mut self, links: BTreeSet<u32>) {
+        self.interest.pods = links;
+    }
+
     /// The links as they are come as news, so that later ones can be told from what was.
     fn ask_for_links(&self) -> io::Result<()> {
         let mut request = NetlinkMessage::from(link::get_all());
@@ -139,7 +144,7 @@ impl Monitor {
     }
 }
 
-/// Which changes concern us. Pods come and go all the time; their links do not.
+/// Which changes concern us. Pods come and go all the time; their links do not, but for those that are waited for.
 struct Interest {
     numbers: Numbers,
     tunnel: Option<u32>,
@@ -148,6 +153,8 @@ struct Interest {
     /// See [`Monitor::watch`].
     uplinks: BTreeSet<u32>,
     exits: BTreeSet<u32>,
+    /// See [`Monitor::watch_pods`].
+    pods: BTreeSet<u32>,
 }
 
 /// What concerns us of a link.
@@ -166,6 +173,7 @@ impl Interest {
             links: BTreeMap::new(),
             uplinks: BTreeSet::new(),
             exits: BTreeSet::new(),
+            pods: BTreeSet::new(),
         }
     }
 
@@ -175,7 +183,7 @@ impl Interest {
             RouteNetlinkMessage::DelLink(m) => {
                 let link = NodeLink::read(m);
                 self.links.remove(&link.index);
-                link.name == TUNNEL
+                link.name == TUNNEL || self.pods.contains(&link.index)
             }
             RouteNetlinkMessage::NewAddress(m) | RouteNetlinkMessage::DelAddress(m) => {
                 m.header.scope != AddressScope::Link

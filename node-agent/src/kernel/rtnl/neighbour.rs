@@ -77,15 +77,23 @@ fn addresses(message: &NeighbourMessage) -> Option<(MacAddr, IpAddr)> {
     if u16::from(message.header.state) & PERMANENT == 0 {
         return None;
     }
-    let (mut mac, mut address) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::LinkLayerAddress(a) => mac = a.as_slice().try_into().map(MacAddr).ok(),
-            NeighbourAttribute::Destination(a) => address = ip(a),
-            _ => {}
-        }
-    }
-    mac.zip(address)
+    mac(message).zip(destination(message))
+}
+
+/// The MAC address of a neighbour or FDB entry.
+pub(super) fn mac(message: &NeighbourMessage) -> Option<MacAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(a) => a.as_slice().try_into().map(MacAddr).ok(),
+        _ => None,
+    })
+}
+
+/// Whose entry it is.
+pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(a) => ip(a),
+        _ => None,
+    })
 }
 
 fn ip(address: &NeighbourAddress) -> Option<IpAddr> {

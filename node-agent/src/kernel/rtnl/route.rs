@@ -44,6 +44,15 @@ pub(super) fn get_all(family: Family) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(message)
 }
 
+/// Asks by which route the node reaches an address.
+pub(super) fn get(address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(Family::from(address));
+    message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    message.attributes = vec![RouteAttribute::Destination(address.into())];
+    RouteNetlinkMessage::GetRoute(message)
+}
+
 /// The message that puts `route`, and that which removes it and no other to the same destination. `tunnel`
 /// is the device's index.
 pub(super) fn write(route: &Route, tunnel: u32) -> RouteMessage {

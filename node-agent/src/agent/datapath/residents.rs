@@ -1,0 +1,125 @@
+//! Pods that are gone from the plan: what they send keeps its verdict until their network is gone.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::future::pending;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use egressnat_crds::EgressPlanSpec;
+use tokio::time::{Instant, sleep_until};
+use tracing::info;
+
+use super::{Datapath, Report};
+use crate::agent::file::{read, write};
+use crate::agent::residents::Residents;
+use crate::cli::GateFlags;
+use crate::error::AgentError;
+use crate::kernel::rtnl::Whereabouts;
+
+const FILE: &str = "residents.json";
+
+/// How often it is looked where those are that are gone from the plan. That a link goes is told besides.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Residents, and where a process that comes after this one finds them.
+pub(super) struct Kept {
+    residents: Residents,
+    /// What the file says.
+    written: Residents,
+    file: Option<PathBuf>,
+    /// The pods that are gone from the plan, by name.
+    departed: BTreeSet<String>,
+    /// When to look again.
+    due: Option<Instant>,
+}
+
+impl Kept {
+    /// Those that a former process has left in a folder that a boot empties.
+    pub(super) fn read(flags: &GateFlags) -> Self {
+        let file = flags.enabled.then(|| flags.run.join(FILE));
+        let residents: Residents = file.as_deref().map(read).unwrap_or_default();
+        Self {
+            written: residents.clone(),
+            residents,
+            file,
+            departed: BTreeSet::new(),
+            due: None,
+        }
+    }
+
+    /// Waits until it is time to look again; for ever where all are in the plan.
+    pub(super) async fn is_due(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => pending().await,
+        }
+    }
+
+    fn write(&mut self) {
+        if self.residents != self.written {
+            self.file.iter().for_each(|file| write(file, &self.residents));
+            self.written = self.residents.clone();
+        }
+    }
+
+    fn tell(&mut self) {
+        let departed = self.residents.departed();
+        for pod in departed.difference(&self.departed) {
+            info!(
+                pod,
+                "is gone from the plan: its verdict stays until its network is gone"
+            );
+        }
+        for pod in self.departed.difference(&departed) {
+            info!(pod, "its addresses are released");
+        }
+        self.departed = departed;
+    }
+}
+
+impl Datapath {
+    /// These addresses are of the pod of this uid, whatever was said of them before.
+    pub fn give(&mut self, uid: &str, addresses: &BTreeSet<IpAddr>) {
+        self.kept.residents.give(uid, addresses);
+    }
+
+    /// The plan with the pods that are gone from it, but not from the node. What is about to be programmed is on the
+    /// disk before.
+    pub(super) async fn with_departed<'a>(
+        &mut self,
+        plan: &'a EgressPlanSpec,
+        report: &mut Report,
+    ) -> Result<Cow<'a, EgressPlanSpec>, AgentError> {
+        self.kept.residents.note(plan, now());
+        for (address, link) in self.kept.residents.to_find() {
+            let found = match link {
+                Some(link) if self.rtnl.has_link(link).await? => continue,
+                Some(_) => Whereabouts::Nowhere,
+                None => self.rtnl.whereabouts(address, &self.uplinks).await?,
+            };
+            self.kept.residents.found(address, found, now());
+        }
+        self.kept.write();
+        self.kept.tell();
+        report.departed = self.kept.departed.len();
+        self.kept.due = (report.departed > 0).then(|| Instant::now() + LOOK);
+        self.monitor.watch_pods(self.kept.residents.links());
+        Ok(self.kept.residents.complete(plan))
+    }
+
+    /// Finds the links of pods that have come, while it is certain whose they are.
+    pub(super) async fn place(&mut self) -> Result<(), AgentError> {
+        for address in self.kept.residents.unplaced() {
+            let found = self.rtnl.whereabouts(address, &self.uplinks).await?;
+            self.kept.residents.found(address, found, now());
+        }
+        self.kept.write();
+        Ok(())
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
