@@ -91,7 +91,7 @@ mod tests {
         };
         assert_eq!(notes.read(), []);
         notes.leave(&note).unwrap();
-        assert_eq!(notes.read(), [note.clone()]);
+        assert_eq!(notes.read(), std::slice::from_ref(&note));
         notes.remove(&note.attachment);
         assert_eq!(notes.read(), []);
         notes.remove(&note.attachment);
