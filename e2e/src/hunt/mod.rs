@@ -18,6 +18,8 @@ mod model;
 mod outside;
 mod packet;
 mod place;
+#[cfg(test)]
+mod products;
 mod proof;
 mod random;
 mod report;
