@@ -162,6 +162,11 @@ hunt: images ## The leak hunt: every packet of PODS= pods through CHANGES= chang
 	@cargo build --quiet -p egressnat-e2e --bins
 	target/debug/hunt --pods $(PODS) --changes $(CHANGES) $(if $(SEED),--seed $(SEED)) $(HUNT_ARGS)
 
+.PHONY: hunt-proof
+hunt-proof: images ## Proof that the hunt can fail: without each safeguard in turn it finds the leak
+	@cargo build --quiet -p egressnat-e2e --bins
+	target/debug/hunt --prove $(if $(SEED),--seed $(SEED)) $(HUNT_ARGS)
+
 .PHONY: crds
 crds: ## Write the chart's CRDs from their Rust types
 	@cargo run --quiet -p egressnat-crds --bin crdgen -- charts/egressnat/crds

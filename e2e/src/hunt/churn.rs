@@ -30,8 +30,10 @@ const WAVE: usize = 10;
 const CROWD: usize = 60;
 /// How many pods the kubelets may be behind with, coming and going; beyond, no wave comes.
 const BEHIND: usize = 30;
-/// A pod that was not heard by then is none that the kubelets are late with: its packets are dropped.
-const SILENT: Time = 15_000_000_000;
+/// A pod that runs and was not heard by then is not late: its packets are dropped.
+const SILENT: Time = 5_000_000_000;
+/// So many of those that are deleted may be of any age: most have been heard.
+const OF_ANY_AGE: usize = 8;
 
 /// Waves of pods until the goal is reached.
 pub async fn run(
@@ -88,7 +90,7 @@ pub async fn watch(server: Server, world: Arc<Mutex<World>>) -> Infallible {
                 let status = pod.status.as_ref();
                 let address = status.and_then(|status| status.pod_ip.as_deref());
                 if let (Some(port), Some(address)) = (port_of(&pod), address) {
-                    lock(&world).has_address(port, address);
+                    lock(&world).has_address(port, address, now());
                 }
             }
             Some(Ok(Event::Delete(pod))) => {
@@ -120,7 +122,7 @@ fn census(world: &World) -> (usize, usize) {
     let now = now();
     let is_there = |pod: &&Pod| pod.deleted.is_none();
     let is_late = |pod: &&Pod| match pod.deleted {
-        None => pod.heard.is_none() && now - pod.created < SILENT,
+        None => !is_ripe(pod, now),
         Some(_) => pod.removed.is_none(),
     };
     let count = |is: &dyn Fn(&&Pod) -> bool| world.pods.values().filter(is).count();
@@ -137,6 +139,7 @@ fn draw(random: &mut Random, number: usize) -> (u16, Pod, bool) {
         created: 0,
         deleted: None,
         removed: None,
+        started: None,
         heard: None,
         label: Timeline::new(random.pick(&VALUES)),
     };
@@ -160,14 +163,17 @@ async fn create(
     Ok(())
 }
 
-/// A wave of those that have been heard, or will not be.
+/// Whether a pod has been heard, or will not be.
+fn is_ripe(pod: &Pod, now: Time) -> bool {
+    pod.heard.is_some() || pod.started.is_some_and(|started| now > started + SILENT)
+}
+
+/// A wave of those that are ripe, and of a few that may not have begun yet.
 fn choose(random: &mut Random, world: &World) -> Vec<(u16, Grace)> {
     let now = now();
-    let is_ripe = |pod: &Pod| pod.deleted.is_none() && (pod.heard.is_some() || now - pod.created > SILENT);
-    let mut ripe: Vec<u16> = world
-        .pods
-        .iter()
-        .filter(|(_, pod)| is_ripe(pod))
+    let there = world.pods.iter().filter(|(_, pod)| pod.deleted.is_none());
+    let mut ripe: Vec<u16> = there
+        .filter(|(_, pod)| is_ripe(pod, now) || random.one_in(OF_ANY_AGE))
         .map(|(port, _)| *port)
         .collect();
     let mut wave = Vec::new();

@@ -128,6 +128,7 @@ mod tests {
             created: 5,
             deleted: None,
             removed: None,
+            started: None,
             heard: None,
             label: Timeline::new("red"),
         };

@@ -63,6 +63,7 @@ fn world(random: &mut Random) -> World {
             created: 0,
             deleted: None,
             removed: None,
+            started: None,
             heard: None,
             label: Timeline::new(random.pick(&VALUES)),
         };

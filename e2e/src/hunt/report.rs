@@ -134,6 +134,12 @@ impl Report {
         (self.lost > 0).then(|| format!("the capture lost {} packets", self.lost))
     }
 
+    /// Pods a second.
+    #[expect(clippy::cast_precision_loss, reason = "fewer than 2^52 pods")]
+    fn rate(&self) -> f64 {
+        self.pods as f64 / self.took.as_secs_f64()
+    }
+
     /// How many packets were wrong for a reason.
     #[must_use]
     pub fn wrong_for(&self, reason: Why) -> u64 {
@@ -159,6 +165,7 @@ impl Report {
             "lost": self.lost,
             "seed": self.seed,
             "seconds": self.took.as_secs(),
+            "pods_per_second": (self.rate() * 10.0).round() / 10.0,
         })
         .to_string()
     }
@@ -185,6 +192,13 @@ impl fmt::Display for Report {
         if self.tally.kinds.len() > TOLD {
             writeln!(formatter, "and {} more such\n", self.tally.kinds.len() - TOLD)?;
         }
+        self.write_reasons(formatter)?;
+        self.write_table(formatter)
+    }
+}
+
+impl Report {
+    fn write_reasons(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut reasons: BTreeMap<Why, (usize, u64)> = BTreeMap::new();
         for ((why, _, _), kind) in &self.tally.kinds {
             let sum = reasons.entry(*why).or_default();
@@ -193,6 +207,10 @@ impl fmt::Display for Report {
         for (why, (pods, packets)) in reasons {
             writeln!(formatter, "{packets:>10} packets of {pods} pods {why}")?;
         }
+        Ok(())
+    }
+
+    fn write_table(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (count, what) in [
             (self.pods as u64, "pods created"),
             (self.heard as u64, "pods heard"),
@@ -206,7 +224,11 @@ impl fmt::Display for Report {
         ] {
             writeln!(formatter, "{count:>10} {what}")?;
         }
-        let seconds = self.took.as_secs_f64();
-        writeln!(formatter, "{seconds:>10.0} seconds")
+        writeln!(formatter, "{:>10} seconds", self.took.as_secs())?;
+        writeln!(
+            formatter,
+            "{:>10.1} pods created and deleted a second",
+            self.rate()
+        )
     }
 }

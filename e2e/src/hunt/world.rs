@@ -53,6 +53,8 @@ pub struct Pod {
     pub deleted: Option<Time>,
     /// When it was gone from the API server: nobody can know more of it than was known then.
     pub removed: Option<Time>,
+    /// When the kubelet said that it has an address.
+    pub started: Option<Time>,
     /// When its first packet was seen outside.
     pub heard: Option<Time>,
     /// Its label.
@@ -129,7 +131,10 @@ impl World {
     }
 
     /// The pod of a port has an address.
-    pub fn has_address(&mut self, port: u16, address: &str) {
+    pub fn has_address(&mut self, port: u16, address: &str, now: Time) {
+        if let Some(pod) = self.pods.get_mut(&port) {
+            pod.started.get_or_insert(now);
+        }
         let before = self.addresses.insert(address.to_owned(), port);
         self.reused += u64::from(before.is_some_and(|before| before != port));
     }
@@ -229,6 +234,7 @@ impl Pod {
     fn life(&self) -> impl Iterator<Item = (Time, &str)> {
         let life = [
             (Some(self.created), "created"),
+            (self.started, "its address is in the API server"),
             (self.heard, "first packet seen"),
             (self.deleted, "deletion asked for"),
             (self.removed, "gone from the API server"),
