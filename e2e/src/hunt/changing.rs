@@ -23,7 +23,8 @@ use crate::{cluster::Cluster, error::Result};
 
 /// How long a change may take until it is in place: longer than a new operator waits for the dead one's lease.
 const IN_PLACE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(30);
+/// The lists of all plans are what a hunt costs the API server most.
+const LOOK: Duration = Duration::from_millis(100);
 /// Between two changes.
 const PAUSE: Duration = Duration::from_millis(500);
 

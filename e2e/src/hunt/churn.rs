@@ -27,7 +27,7 @@ const PREFIX: &str = "hunt-";
 /// How many pods come at once, each second.
 const WAVE: usize = 10;
 /// How many pods there are at a time; beyond, a wave goes as one comes.
-const CROWD: usize = 60;
+const CROWD: usize = 40;
 /// How many pods the kubelets may be behind with, coming and going; beyond, no wave comes.
 const BEHIND: usize = 30;
 /// A pod that runs and was not heard by then is not late: its packets are dropped.

@@ -57,7 +57,7 @@ pub fn judge(packet: &Packet, world: &World) -> Judgement {
     let Some(pod) = sender.and_then(|port| world.pods.get(&port)) else {
         return match source {
             Source::Nobody => Judgement::Wrong(Why::NobodysAddress),
-            Source::Node(_) | Source::Egress(_) => Judgement::Foreign,
+            Source::Node(_) | Source::Egress(_) | Source::Router => Judgement::Foreign,
         };
     };
     if packet.name.as_ref().is_some_and(|name| *name != pod.name) {
@@ -80,7 +80,7 @@ pub fn judge(packet: &Packet, world: &World) -> Judgement {
         Source::Node(node) if node == pod.node => Why::OwnNode,
         Source::Node(_) => Why::OtherNode,
         Source::Egress(_) => Why::OtherPolicy,
-        Source::Nobody => Why::NobodysAddress,
+        Source::Router | Source::Nobody => Why::NobodysAddress,
     })
 }
 
@@ -94,7 +94,7 @@ mod tests {
             timeline::{Time, Timeline},
             world::{FORGETTING, Pod},
         },
-        site::NODES,
+        site::{NODES, ROUTER},
     };
 
     const RED: Selector = Selector {
@@ -259,5 +259,9 @@ mod tests {
         assert_eq!(judge(&packet, &world), Judgement::Wrong(Why::OtherName));
         packet.port = Some(FIRST_PORT + 1);
         assert_eq!(judge(&packet, &world), Judgement::Foreign);
+        packet.source = ROUTER.1.into();
+        assert_eq!(judge(&packet, &world), Judgement::Foreign);
+        packet.port = Some(FIRST_PORT);
+        assert!(matches!(judge(&packet, &world), Judgement::Wrong(_)));
     }
 }

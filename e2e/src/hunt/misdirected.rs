@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::{cluster::Cluster, error::Result};
 
-/// The counters: an id that is not known, a peer that is not, a peer's pods that are not.
-const COUNTERS: [&str; 3] = ["drop_unknown_id", "drop_not_peer", "drop_spoofed"];
+/// The counters: an id that is not known, and a peer that is not. Not among them are sources that are no peer's pods
+/// (`drop_spoofed`): a reply that is still on its way when its connection is cut has such a one.
+const COUNTERS: [&str; 2] = ["drop_unknown_id", "drop_not_peer"];
 
 /// What the nodes' counters said last; a table that is made anew begins at 0.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::site::NODES;
+use crate::site::{NODES, ROUTER};
 
 /// The namespaces of the hunt's pods.
 pub const NAMESPACES: [&str; 2] = ["hunt-one", "hunt-two"];
@@ -39,6 +39,8 @@ pub enum Source {
     Node(usize),
     /// A policy that has this pair of [`EGRESS`].
     Egress(usize),
+    /// The lab's router, which is no part of the cluster.
+    Router,
     /// Nobody: the address of a pod, or one that nobody was given.
     Nobody,
 }
@@ -50,6 +52,9 @@ impl Source {
         let is_node = |node: &crate::site::NodeSpec| node.v4 == address || node.v6 == address;
         if let Some(node) = NODES.iter().position(is_node) {
             return Self::Node(node);
+        }
+        if address == ROUTER.0 || address == ROUTER.1 {
+            return Self::Router;
         }
         let pair = EGRESS.iter().position(|pair| pair.contains(&address));
         pair.map_or(Self::Nobody, Self::Egress)
