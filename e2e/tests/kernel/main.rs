@@ -15,6 +15,7 @@ mod clash;
 mod cluster_traffic;
 mod coexistence;
 mod connections;
+mod denials;
 mod departed;
 mod errors;
 mod exits;

@@ -29,8 +29,8 @@ pub enum ConfigError {
     /// Neither a chain nor a plugin.
     #[error("it has neither plugins nor a type")]
     Empty,
-    /// Lists came with version 0.3.0, results that say enough with 0.4.0.
-    #[error("its cniVersion {0:?} is older than 0.4.0: chained plugins need a newer one")]
+    /// Chains came with version 0.3.0.
+    #[error("its cniVersion {0:?} is older than 0.3.0: chained plugins need a newer one")]
     Old(String),
 }
 
@@ -134,7 +134,7 @@ fn check_version(version: Option<&Value>) -> Result<(), ConfigError> {
     let text = version.and_then(Value::as_str).unwrap_or_default();
     let mut numbers = text.split('.').map(|n| n.parse::<u32>().ok());
     let number = (numbers.next().flatten(), numbers.next().flatten());
-    match number >= (Some(0), Some(4)) {
+    match number >= (Some(0), Some(3)) {
         true => Ok(()),
         false => Err(ConfigError::Old(text.to_owned())),
     }
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn versions_without_what_a_chain_needs_are_refused() {
-        for version in ["0.3.1", "0.2.0", ""] {
+        for version in ["0.2.0", "0.1", ""] {
             let text = format!(r#"{{"cniVersion": "{version}", "name": "lab", "type": "bridge"}}"#);
             let error = parse(&text).with(&ours(5)).unwrap_err();
             assert!(matches!(error, ConfigError::Old(_)), "{version}");

@@ -1,6 +1,6 @@
 //! What the Container Network Interface says: versions, parameters, results, errors.
 //!
-//! Source: the CNI specification, versions 0.4.0 to 1.1.0 (containernetworking/cni, `SPEC.md`).
+//! Source: the CNI specification, versions 0.3.0 to 1.1.0 (containernetworking/cni, `SPEC.md`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The versions that the plugin speaks, the newest last. 0.4.0 is the first with CHECK.
-pub const VERSIONS: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
+/// The versions that the plugin speaks, the newest last. 0.3.0 is the first with chains, and 0.3.1 what flannel writes;
+/// 0.4.0 is the first with CHECK.
+pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// What the runtime asks for, with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +109,7 @@ pub enum OnTimeout {
 #[derive(Debug, thiserror::Error)]
 pub enum CniError {
     /// The configuration's version is not among [`VERSIONS`].
-    #[error("cniVersion {0:?} is not supported: use one of 0.4.0, 1.0.0, 1.1.0")]
+    #[error("cniVersion {0:?} is not supported: use one of {versions}", versions = VERSIONS.join(", "))]
     Version(String),
     /// A parameter is missing or wrong.
     #[error("environment variable {0} is missing or not what it should be")]
@@ -285,6 +286,10 @@ mod tests {
     fn addresses_are_read_from_results_of_every_version() {
         for (version, ip) in [
             (
+                "0.3.1",
+                json!({"version": "4", "interface": 2, "address": "10.1.2.3/24"}),
+            ),
+            (
                 "0.4.0",
                 json!({"version": "4", "interface": 0, "address": "10.1.2.3/24"}),
             ),
@@ -313,7 +318,7 @@ mod tests {
                 r#"{{"cniVersion": "{version}", "socket": "", "standing": "", "kubeletPods": "", "timeoutSeconds": 5}}"#
             )
         };
-        assert_eq!(Configuration::parse(&text("0.3.1")).unwrap_err().code(), 1);
+        assert_eq!(Configuration::parse(&text("0.2.0")).unwrap_err().code(), 1);
         let alone = Configuration::parse(&text("1.0.0")).unwrap();
         assert_eq!(alone.addresses().unwrap_err().code(), 7);
         assert_eq!(Configuration::parse("{").unwrap_err().code(), 6);

@@ -25,6 +25,9 @@ pub enum Verdict {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     held: Vec<Held>,
+    /// The pods whose network is gone, by uid, as long as the plan still has them.
+    #[serde(default)]
+    ended: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +80,8 @@ impl Ledger {
         for held in &mut self.held {
             held.addresses.retain(|address| !addresses.contains(address));
         }
+        self.forget(|held| held.addresses.is_empty());
+        self.ended.remove(&pod.uid);
         self.held.push(Held {
             attachment,
             pod,
@@ -93,9 +98,24 @@ impl Ledger {
 
     /// Forgets interfaces that are gone. Whether there were any.
     pub fn release(&mut self, gone: impl Fn(&ValidAttachment) -> bool) -> bool {
-        let before = self.held.len();
-        self.held.retain(|held| !gone(&held.attachment));
-        self.held.len() != before
+        self.forget(|held| gone(&held.attachment))
+    }
+
+    fn forget(&mut self, gone: impl Fn(&Held) -> bool) -> bool {
+        let forgotten: Vec<Held> = self.held.extract_if(.., |held| gone(held)).collect();
+        let any = !forgotten.is_empty();
+        let uids = forgotten.into_iter().map(|held| held.pod.uid);
+        let ended = uids.filter(|uid| self.held.iter().all(|held| held.pod.uid != *uid));
+        self.ended.extend(ended);
+        any
+    }
+
+    /// Takes note of the pods that the plan has no more. Whether there were any that are over.
+    pub fn observe(&mut self, plan: &EgressPlanSpec) -> bool {
+        let before = self.ended.len();
+        self.ended
+            .retain(|uid| plan.pods.binary_search_by(|pod| pod.uid.cmp(uid)).is_ok());
+        self.ended.len() != before
     }
 
     /// The uids of the pods that have passed the gate.
@@ -105,10 +125,11 @@ impl Ledger {
     }
 
     /// The plan with the addresses of its pods that it does not know of yet. An address that it gives to another pod is
-    /// that pod's.
+    /// that pod's, unless that one's network is gone and the next has the address.
     pub fn complete<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
-        let claimed: BTreeSet<IpAddr> = plan.pods.iter().flat_map(|pod| &pod.ips).copied().collect();
-        let mut complete = Cow::Borrowed(plan);
+        let mut complete = self.bequeath(plan);
+        let claimed = complete.pods.iter().flat_map(|pod| &pod.ips);
+        let claimed: BTreeSet<IpAddr> = claimed.copied().collect();
         for held in &self.held {
             let place = plan.pods.binary_search_by(|pod| pod.uid.cmp(&held.pod.uid));
             let mut new = held.addresses.difference(&claimed).peekable();
@@ -120,6 +141,21 @@ impl Ledger {
             }
         }
         complete
+    }
+
+    /// The plan without the addresses of pods whose network is gone that are others' by now.
+    fn bequeath<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
+        let mut left = Cow::Borrowed(plan);
+        let taken: BTreeSet<&IpAddr> = self.held.iter().flat_map(|held| &held.addresses).collect();
+        for uid in &self.ended {
+            if let Ok(place) = plan.pods.binary_search_by(|pod| pod.uid.cmp(uid))
+                && plan.pods[place].ips.iter().any(|ip| taken.contains(ip))
+            {
+                let ips = &mut left.to_mut().pods[place].ips;
+                ips.retain(|ip| !taken.contains(ip));
+            }
+        }
+        left
     }
 }
 
@@ -217,6 +253,44 @@ mod tests {
         let ledger = held("u1", &["10.1.0.2"]);
         let reused = plan(&[("u1", &[]), ("u2", &["10.1.0.2"])], &[]);
         assert!(matches!(ledger.complete(&reused), Cow::Borrowed(_)));
+    }
+
+    /// The plan still gives the address to a pod whose network is gone: its heir, whether selected or not, has it alone.
+    #[test]
+    fn an_address_that_was_another_pods_goes_to_its_heir() {
+        let selected = plan(&[("u1", &["10.1.0.2", "2001:db8::2"]), ("u2", &[])], &["u3"]);
+        for (heir, inherits) in [("u2", true), ("u3", false)] {
+            for told in [true, false] {
+                let mut ledger = held("u1", &["10.1.0.2"]);
+                if told {
+                    ledger.release(|a| *a == attachment("c1"));
+                    assert!(!ledger.observe(&selected), "the plan has it");
+                }
+                ledger.add(
+                    attachment("c2"),
+                    pod(heir),
+                    ips(&["10.1.0.2"]).into_iter().collect(),
+                );
+                let (left, given) = (ips(&["2001:db8::2"]), ips(&["10.1.0.2"]));
+                let given = if inherits { given.as_slice() } else { &[] };
+                let complete = ledger.complete(&selected);
+                let expected = [("u1", left.as_slice(), 7), ("u2", given, 7)];
+                assert_eq!(pods(&complete), expected, "{heir}");
+                assert!(ledger.observe(&plan(&[], &[])), "the plan has it no more");
+            }
+        }
+    }
+
+    /// Where no other has its address, a pod keeps it: it may have started anew while nobody was there to hear of it.
+    #[test]
+    fn an_address_that_nobody_inherits_stays() {
+        let mut ledger = held("u1", &["10.1.0.2"]);
+        let plan = plan(&[("u1", &["10.1.0.2"])], &[]);
+        ledger.release(|a| *a == attachment("c1"));
+        assert!(matches!(ledger.complete(&plan), Cow::Borrowed(_)));
+        let addresses = ips(&["10.1.0.2"]).into_iter().collect();
+        ledger.add(attachment("c2"), pod("u1"), addresses);
+        assert!(matches!(ledger.complete(&plan), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl Gate {
 
     /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told.
     pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>) {
-        let mut news = false;
+        let mut news = self.ledger.observe(plan);
         self.stand(plan);
         self.install(plan);
         for waiting in std::mem::take(&mut self.waiting) {

@@ -227,5 +227,5 @@ fn status_and_version_answer_without_the_agent() {
         Outcome::default()
     );
     let versions = serve(&Command::Version, "").unwrap().result.unwrap();
-    assert_eq!(versions["supportedVersions"][0], "0.4.0");
+    assert_eq!(versions["supportedVersions"][0], "0.3.0");
 }
