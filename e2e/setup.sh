@@ -66,7 +66,7 @@ step() {
 check_tools() {
   [ "$(uname -s)" = Linux ] || fail "this needs Linux"
   [ "$(id -u)" = 0 ] || fail "this needs root: it makes network namespaces (try: sudo -E make lab)"
-  command -v go >/dev/null || fail "Go is missing: install Go 1.24 or newer and put it on the PATH"
+  command -v go >/dev/null || fail "Go is missing: install Go 1.25 or newer and put it on the PATH"
   command -v cargo >/dev/null || fail "Rust is missing: install it by rustup and put cargo on the PATH"
 }
 
@@ -121,7 +121,8 @@ check_kernel() {
 # One build of all programs: they share most of their packages. A stamp says what was built.
 build_programs() {
   local name stamp
-  stamp=$(cat e2e/kube/{go.mod,go.sum,main.go,coredns/main.go} e2e/setup.sh | sha256sum | cut -c1-16)
+  stamp=$(cat e2e/kube/{go.mod,go.sum,main.go,coredns/main.go} e2e/flannel/{,plugin/}go.{mod,sum} e2e/flannel/main.go \
+    e2e/setup.sh | sha256sum | cut -c1-16)
   if [ "$(cat "$BIN/.stamp" 2>/dev/null)" != "$stamp" ]; then
     mkdir -p "$BIN"
     step build "build the Kubernetes programs (some minutes, the first time)" go_build
@@ -146,8 +147,12 @@ go_build() {
   for package in helm.sh/helm/v3/pkg/chartutil helm.sh/helm/v3/pkg/lint/rules; do
     flags+=(-X "$package.k8sVersionMajor=$major" -X "$package.k8sVersionMinor=$minor")
   done
-  (cd e2e/kube && CGO_ENABLED=0 go build -v -trimpath -ldflags "-s -w ${flags[*]}" -o "$BIN/" \
-    . ./coredns helm.sh/helm/v3/cmd/helm)
+  export CGO_ENABLED=0
+  (cd e2e/kube && go build -v -trimpath -ldflags "-s -w ${flags[*]}" -o "$BIN/" . ./coredns helm.sh/helm/v3/cmd/helm)
+  # Modules of their own: flannel is built with the libraries that it is released with.
+  (cd e2e/flannel && go build -v -trimpath -ldflags "-s -w" -o "$BIN/flanneld" .)
+  (cd e2e/flannel/plugin && go build -v -trimpath -ldflags "-s -w" -o "$BIN/" \
+    github.com/containernetworking/plugins/plugins/meta/flannel)
 }
 
 # Finds dependencies that nothing uses: `make lint`.

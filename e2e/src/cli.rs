@@ -12,6 +12,7 @@ use crate::{
     kubectl::Kubectl,
     launch,
     lock::Lock,
+    network::Network,
     progress::Progress,
     proxy, residue,
     site::{self, Site},
@@ -46,6 +47,9 @@ enum Command {
         /// How Services work on the nodes.
         #[arg(long, value_enum, default_value = "nftables")]
         kube_proxy: KubeProxyMode,
+        /// Who makes the pods' network.
+        #[arg(long, value_enum, default_value = "ptp")]
+        network: Network,
     },
     /// Remove the cluster and all that belongs to it.
     Down {
@@ -121,7 +125,7 @@ impl Cli {
         let site = Site::of_this_program(&self.options.cluster)?;
         let progress = Progress::new(false);
         match self.command {
-            Command::Up { kube_proxy } => up(&site, kube_proxy, &progress),
+            Command::Up { kube_proxy, network } => up(&site, kube_proxy, network, &progress),
             Command::Down { at_end_of_input } => {
                 if at_end_of_input {
                     io::copy(&mut io::stdin(), &mut io::sink())?;
@@ -189,9 +193,9 @@ impl Images {
     }
 }
 
-fn up(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<()> {
+fn up(site: &Site, mode: KubeProxyMode, network: Network, progress: &Progress) -> Result<()> {
     let _lock = Lock::take(site, progress)?;
-    let cluster = Cluster::up(site, mode, progress)?;
+    let cluster = Cluster::up(site, mode, network, progress)?;
     progress.step(&format!(
         "cluster {} is up: export KUBECONFIG={}",
         site.cluster(),

@@ -5,12 +5,13 @@ use std::{fs, path::PathBuf, thread, time::Duration};
 use crate::{
     control_plane,
     error::{Context, Error, Result},
+    flannel::{self, Rules},
     images,
     kube_proxy::{self, KubeProxyMode},
     kubectl::Kubectl,
     launch::Mounts,
     netns::Netns,
-    network,
+    network::{self, Network},
     node::Node,
     pki,
     progress::Progress,
@@ -39,7 +40,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When a part does not come up, or the cluster that is there does not become ready.
-    pub fn up(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<Self> {
+    pub fn up(site: &Site, mode: KubeProxyMode, network: Network, progress: &Progress) -> Result<Self> {
         match Self::attach(site) {
             Ok(cluster) => {
                 progress.step(&format!("{} is up already: checking", site.cluster()));
@@ -49,7 +50,7 @@ impl Cluster {
             Err(error) => progress.step(&format!("removing what an earlier run left: {error}")),
         }
         down(site)?;
-        Self::create(site, mode, progress)
+        Self::create(site, mode, network, progress)
     }
 
     /// Takes hold of a cluster that is up.
@@ -228,13 +229,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn create(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<Self> {
+    fn create(site: &Site, mode: KubeProxyMode, network: Network, progress: &Progress) -> Result<Self> {
         for folder in ["logs", "run", "pki", "nodes"] {
             let path = site.path(folder);
             fs::create_dir_all(&path).context(|| format!("create {}", path.display()))?;
         }
         progress.step("network: a bridge and three nodes, in namespaces of their own");
-        network::create(site)?;
+        network::create(site, network)?;
         pki::create(site)?;
         progress.step("control plane, container runtimes and images");
         let cluster = Self {
@@ -242,10 +243,13 @@ impl Cluster {
             kubectl: Kubectl::with_kubeconfig(&site.path("kubeconfig")),
         };
         thread::scope(|scope| {
-            let runtimes = scope.spawn(|| start_runtimes(site));
+            let runtimes = scope.spawn(|| start_runtimes(site, network));
             cluster.start_control_plane()?;
             join(runtimes)
         })?;
+        if network == Network::Flannel {
+            flannel::apply(&cluster.kubectl, Rules::Iptables)?;
+        }
         progress.step("kubelets, kube-proxy, DNS and the net-tshoot pods");
         on_every_node(site, |node| {
             node.start_kubelet()?;
@@ -333,9 +337,15 @@ fn expect_running(service: &crate::site::Service, name: &str) -> Result<()> {
     service.pid().map(|_| ()).ok_or_else(ended)
 }
 
-fn start_runtimes(site: &Site) -> Result<()> {
-    let images = images::build_lab(&site.path("images"))?;
+fn start_runtimes(site: &Site, network: Network) -> Result<()> {
+    let mut images = images::build_lab(&site.path("images"))?;
+    if network == Network::Flannel {
+        images.push(images::build_flannel(&site.path("images"))?);
+    }
     on_every_node(site, |node| {
+        if network == Network::Ptp {
+            node.configure_ptp()?;
+        }
         node.start_containerd()?;
         images.iter().try_for_each(|image| node.import(image))
     })

@@ -1,7 +1,9 @@
 //! The cluster's wires: a bridge in a namespace of its own (the fabric), the nodes and the echo server on
-//! it, the pod routes and the masquerade that a simple CNI such as kindnet would set up.
+//! it, and, unless a CNI does, the pod routes and the masquerade that a simple CNI such as kindnet would set up.
 //!
 //! Nothing is made in the machine's own network namespace.
+
+use clap::ValueEnum;
 
 use crate::{
     error::Result,
@@ -20,14 +22,23 @@ const NODE_SYSCTLS: [(&str, &str); 6] = [
     ("net.ipv6.conf.default.accept_dad", "0"),
 ];
 
+/// Who makes pods' links, and carries their packets from node to node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// The plugin ptp the links, the lab routes and a masquerade.
+    Ptp,
+    /// flannel all of it, with its VXLAN backend.
+    Flannel,
+}
+
 /// The table with the masquerade of the lab's nodes.
 pub const MASQUERADE: &str = "inet lab-masquerade";
 
-/// Makes the fabric, the nodes' namespaces, their links and routes.
+/// Makes the fabric, the nodes' namespaces, their links and, where the network is the lab's own, routes and masquerade.
 ///
 /// # Errors
 /// When a name is taken or the kernel refuses.
-pub fn create(site: &Site) -> Result<()> {
+pub fn create(site: &Site, network: Network) -> Result<()> {
     let fabric = Netns::create(&site.netns("fabric"))?;
     fabric.ip(&format!(
         "link add br0 type bridge mcast_snooping 0\n\
@@ -36,8 +47,11 @@ pub fn create(site: &Site) -> Result<()> {
          link set br0 up",
         ROUTER.0, NODE_PREFIX.0, ROUTER.1, NODE_PREFIX.1
     ))?;
-    for (index, node) in NODES.iter().enumerate() {
-        create_node(site, &fabric, &format!("node{index}"), node)?;
+    for node in &NODES {
+        create_node(site, &fabric, node)?;
+        if network == Network::Ptp {
+            connect_pods(site, node)?;
+        }
     }
     Ok(())
 }
@@ -53,25 +67,49 @@ pub fn create_echo(site: &Site) -> Result<()> {
     Netns::create(&name)?.ip(&attach(&fabric, &name, "echo", ECHO)?)
 }
 
-fn create_node(site: &Site, fabric: &Netns, port: &str, node: &NodeSpec) -> Result<()> {
+/// Takes a node's network away: its namespace, and its port of the bridge.
+///
+/// # Errors
+/// When it is not there.
+pub fn unplug(site: &Site, node: &NodeSpec) -> Result<()> {
+    let fabric = Netns::open(&site.netns("fabric"))?;
+    fabric.ip(&format!("link del {}", port(node)))?;
+    Netns::delete(&site.netns(node.name))
+}
+
+/// Gives a node that was [unplugged](unplug) a network as at first, of the lab's own kind.
+///
+/// # Errors
+/// When the name is taken or the kernel refuses.
+pub fn plug(site: &Site, node: &NodeSpec) -> Result<()> {
+    create_node(site, &Netns::open(&site.netns("fabric"))?, node)?;
+    connect_pods(site, node)
+}
+
+/// A node's port of the bridge.
+fn port(node: &NodeSpec) -> String {
+    format!("node{}", node.v4.octets()[3])
+}
+
+fn create_node(site: &Site, fabric: &Netns, node: &NodeSpec) -> Result<()> {
     let name = site.netns(node.name);
     let netns = Netns::create(&name)?;
     for (key, value) in NODE_SYSCTLS {
         netns.sysctl(key, value)?;
     }
-    let link = attach(fabric, &name, port, (node.v4, node.v6))?;
-    let peers: String = NODES
-        .iter()
-        .filter(|peer| peer.name != node.name)
-        .map(pod_routes)
-        .collect();
+    let link = attach(fabric, &name, &port(node), (node.v4, node.v6))?;
     netns.ip(&format!(
         "{link}addr add {NODE_LOCAL_DNS}/32 dev lo\n\
          route add default via {}\n\
-         route add default via {}\n\
-         {peers}",
+         route add default via {}",
         ROUTER.0, ROUTER.1
-    ))?;
+    ))
+}
+
+fn connect_pods(site: &Site, node: &NodeSpec) -> Result<()> {
+    let netns = Netns::open(&site.netns(node.name))?;
+    let peers = NODES.iter().filter(|peer| peer.name != node.name);
+    netns.ip(&peers.map(pod_routes).collect::<String>())?;
     netns.nft(&masquerade())
 }
 

@@ -20,6 +20,21 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const CONTAINERD_DEADLINE: Duration = Duration::from_secs(30);
 const CNI_PROGRAMS: &str = "/usr/lib/cni";
 
+/// The lab's own network configuration.
+const CNI_CONFIGURATION: &str = "/etc/cni/net.d/10-lab.conflist";
+
+/// The bridge that [`Plugin::Bridge`] makes on a node.
+pub const BRIDGE: &str = "cni0";
+
+/// Which of the standard plugins makes pods' links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plugin {
+    /// A link of its own for each pod.
+    Ptp,
+    /// All of a node's pods on one bridge.
+    Bridge,
+}
+
 /// A node of a cluster.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -65,13 +80,35 @@ impl Node {
         })
     }
 
+    /// Writes the network configuration of the lab's own [network](crate::network::Network::Ptp), before containerd is
+    /// up.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure_ptp(&self) -> Result<()> {
+        let folder = self.site.path("nodes").join(self.spec.name);
+        let path = folder.join(CNI_CONFIGURATION.trim_start_matches('/'));
+        write(&path, &self.cni_config(Plugin::Ptp, false))
+    }
+
+    /// Writes another network configuration over the lab's own: for pods that start from now on. containerd must be up.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, plugin: Plugin, masquerades: bool) -> Result<()> {
+        let text = format!("{:#}\n", self.cni_config(plugin, masquerades));
+        let script = format!("printf %s \"$0\" > {CNI_CONFIGURATION}");
+        self.output(Command::new("sh").args(["-c", &script, &text]))?;
+        Ok(())
+    }
+
     /// Starts containerd, and returns when it answers.
     ///
     /// # Errors
     /// When it cannot be started, or does not answer within half a minute.
     pub fn start_containerd(&self) -> Result<()> {
         let folder = self.site.path("nodes").join(self.spec.name);
-        write(&folder.join("etc/cni/net.d/10-lab.conflist"), &self.cni_config())?;
+        fs::create_dir_all(&folder).context(|| format!("create {}", folder.display()))?;
         fs::write(folder.join("containerd.toml"), containerd_config())
             .context(|| format!("write the containerd configuration of {}", self.spec.name))?;
         let config = folder.join("containerd.toml").display().to_string();
@@ -190,21 +227,21 @@ impl Node {
         command::output(Command::new("ctr").args(["--address", &socket]).args(args))
     }
 
-    fn cni_config(&self) -> Value {
+    fn cni_config(&self, plugin: Plugin, masquerades: bool) -> Value {
         let (pods_v4, pods_v6) = self.spec.pod_ranges;
-        json!({
-            "cniVersion": "0.4.0",
-            "name": "lab",
-            "plugins": [{
-                "type": "ptp",
-                "ipMasq": false,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{"subnet": pods_v4}], [{"subnet": pods_v6}]],
-                    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                },
-            }],
-        })
+        let mut link = match plugin {
+            Plugin::Ptp => json!({"type": "ptp"}),
+            Plugin::Bridge => {
+                json!({"type": "bridge", "bridge": BRIDGE, "isGateway": true, "hairpinMode": true})
+            }
+        };
+        link["ipMasq"] = masquerades.into();
+        link["ipam"] = json!({
+            "type": "host-local",
+            "ranges": [[{"subnet": pods_v4}], [{"subnet": pods_v6}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        });
+        json!({"cniVersion": "0.4.0", "name": "lab", "plugins": [link]})
     }
 
     fn kubelet_config(&self, cgroup_root: &str) -> Value {

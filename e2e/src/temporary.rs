@@ -12,6 +12,7 @@ use crate::{
     error::{Context, Error, Result},
     kube_proxy::KubeProxyMode,
     lock::Lock,
+    network::Network,
     progress::Progress,
     site::Site,
 };
@@ -30,7 +31,7 @@ impl Temporary {
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn up(site: &Site, mode: KubeProxyMode, progress: &Progress) -> Result<Self> {
+    pub fn up(site: &Site, mode: KubeProxyMode, network: Network, progress: &Progress) -> Result<Self> {
         let lock = Lock::take(site, progress)?;
         cluster::down(site)?;
         let mut guard = Command::new(site.lab());
@@ -43,7 +44,7 @@ impl Temporary {
             .stderr(Stdio::piped());
         let action = format!("start `{}`", command::line(&guard));
         let mut guard = guard.spawn().context(|| action)?;
-        match Cluster::up(site, mode, progress) {
+        match Cluster::up(site, mode, network, progress) {
             Ok(cluster) => Ok(Self {
                 cluster,
                 lock: Some(lock),

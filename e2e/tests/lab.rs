@@ -11,6 +11,7 @@ use egressnat_e2e::{
     command,
     error::Result,
     kube_proxy::KubeProxyMode,
+    network::Network,
     progress::Progress,
     residue,
     site::{NODES, Site},
@@ -66,17 +67,17 @@ fn down_removes_what_a_killed_up_left() {
 #[test]
 fn up_replaces_a_cluster_with_a_dead_part_and_leaves_a_whole_one_alone() -> Result<()> {
     let site = site("egressnat-broken");
-    let cluster = Temporary::up(&site, KubeProxyMode::Nftables, &Progress::new(true))?;
+    let cluster = Temporary::up(&site, KubeProxyMode::Nftables, Network::Ptp, &Progress::new(true))?;
     let pids = || -> Vec<Option<i32>> { cluster.nodes().iter().map(|node| node.kubelet().pid()).collect() };
     let before = pids();
     assert!(before.iter().all(Option::is_some));
 
-    Cluster::up(&site, KubeProxyMode::Nftables, &Progress::new(true))?;
+    Cluster::up(&site, KubeProxyMode::Nftables, Network::Ptp, &Progress::new(true))?;
     assert_eq!(pids(), before, "a cluster that is up is left alone");
 
     cluster.node(NODES[1].name)?.containerd().kill()?;
     assert!(Cluster::attach(&site).is_err());
-    Cluster::up(&site, KubeProxyMode::Nftables, &Progress::new(true))?;
+    Cluster::up(&site, KubeProxyMode::Nftables, Network::Ptp, &Progress::new(true))?;
     Cluster::attach(&site)?;
     assert_ne!(pids(), before, "a broken cluster is replaced");
     cluster.down()?;

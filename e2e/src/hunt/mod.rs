@@ -59,6 +59,7 @@ use crate::{
     error::{Context, Result},
     images,
     kube_proxy::KubeProxyMode,
+    network::Network,
     progress::Progress,
     site::{NODES, Site},
     temporary::Temporary,
@@ -97,7 +98,7 @@ pub struct Settings {
 /// When the lab fails. Wrong packets are no error, nor is a change that does not come into place: the report has them.
 pub fn run(programs: &Path, settings: &Settings, progress: &Progress) -> Result<Report> {
     let site = Site::new(CLUSTER, &programs.join("lab"));
-    let cluster = Temporary::up(&site, KubeProxyMode::Nftables, progress)?;
+    let cluster = Temporary::up(&site, KubeProxyMode::Nftables, Network::Ptp, progress)?;
     safeguard::install(&cluster, &settings.values, &settings.without)?;
     let sender = images::build_sender(&programs.join("sender"), &site.path("images"))?;
     cluster.load_images(&[sender])?;

@@ -22,6 +22,8 @@ pub use oci::Image;
 pub const TOOLBOX: &str = "docker.io/egressnat-lab/toolbox:1";
 /// What the leak hunt's pods run.
 pub const SENDER: &str = "docker.io/egressnat-lab/sender:1";
+/// flannel and its CNI plugin, beside the toolbox.
+pub const FLANNEL: &str = "docker.io/egressnat-lab/flannel:1";
 /// The lab's CoreDNS.
 pub const COREDNS: &str = "docker.io/egressnat-lab/coredns:1";
 
@@ -35,9 +37,22 @@ const OPERATOR_USER: &str = "65532:65532";
 /// When a program is not there or an archive cannot be written.
 pub fn build_lab(folder: &Path) -> Result<Vec<PathBuf>> {
     let archives = ["toolbox.tar", "coredns.tar"].map(|name| folder.join(name));
-    toolbox()?.write(&archives[0])?;
+    toolbox(TOOLBOX)?.write(&archives[0])?;
     coredns()?.write(&archives[1])?;
     Ok(archives.into())
+}
+
+/// Builds the image of flannel into a folder; returns its archive.
+///
+/// # Errors
+/// When a program is not built or the archive cannot be written.
+pub fn build_flannel(folder: &Path) -> Result<PathBuf> {
+    let mut image = toolbox(FLANNEL)?;
+    image.add_program(&Site::program("flanneld"), "/flanneld")?;
+    image.add_program(&Site::program("flannel"), "/flannel")?;
+    let archive = folder.join("flannel.tar");
+    image.write(&archive)?;
+    Ok(archive)
 }
 
 /// Builds the image of the leak hunt's pods into a folder; returns its archive.
@@ -108,8 +123,8 @@ fn coredns() -> Result<Image> {
     Ok(image)
 }
 
-fn toolbox() -> Result<Image> {
-    let mut image = Image::new(TOOLBOX);
+fn toolbox(reference: &str) -> Result<Image> {
+    let mut image = Image::new(reference);
     image.add_program(Path::new("/usr/bin/busybox"), BUSYBOX)?;
     image.add_program(Path::new("/usr/bin/iperf3"), "/usr/bin/iperf3")?;
     let applets = command::output(std::process::Command::new("/usr/bin/busybox").arg("--list"))?;

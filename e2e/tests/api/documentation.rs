@@ -214,3 +214,22 @@ fn every_reason_and_category_is_on_the_page() {
         .collect();
     assert!(missing.is_empty(), "docs/reasons.md does not explain {missing:?}");
 }
+
+/// The tests that the page of scenarios names, as `file::test`, each in a file of that name.
+#[test]
+fn every_test_that_shows_a_scenario_is_there() {
+    let page = std::fs::read_to_string(Site::root().join("docs/scenarios.md")).unwrap();
+    let quoted = page.split('`').skip(1).step_by(2);
+    let named: Vec<(&str, &str)> = quoted.filter_map(|word| word.split_once("::")).collect();
+    assert!(named.len() > 20, "{named:?}");
+    let rungs = ["cluster", "kernel", "api"].map(|rung| Site::root().join("e2e/tests").join(rung));
+    let is_there = |(file, test): &(&str, &str)| {
+        rungs.iter().any(|rung| {
+            let text = std::fs::read_to_string(rung.join(format!("{file}.rs"))).unwrap_or_default();
+            // A cluster test has its name in a table, others are functions of it.
+            text.contains(&format!("\"{file}::{test}\"")) || text.contains(&format!("fn {test}() {{"))
+        })
+    };
+    let missing: Vec<_> = named.iter().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty(), "docs/scenarios.md names {missing:?}");
+}

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     Test,
     pod::Pod,
-    requests::Requests,
+    requests::Served,
     scene::{CHOSEN, DEADLINE, GATEWAY, POLICY, Scene, WORKER, egress, own},
     traces,
 };
@@ -38,6 +38,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const SYSTEM: [&str; 2] = ["-n", "egressnat-system"];
+const OPERATOR: &str = "deployment/egressnat-operator";
 
 fn a_deleted_policy_leaves_nothing_and_can_come_back_twice(cluster: &Cluster) -> Result<(), Failed> {
     let scene = Scene::new(cluster)?;
@@ -60,35 +61,11 @@ fn a_deleted_plan_removes_what_is_ours_from_its_node(cluster: &Cluster) -> Resul
     scene.apply_policy(json!({}))?;
     scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
     expect_traces(&scene)?;
-    let scale = |replicas: &str| -> Result<(), Failed> {
-        system(
-            &scene,
-            &["scale", "deployment/egressnat-operator", "--replicas", replicas],
-        )?;
-        system(
-            &scene,
-            &[
-                "rollout",
-                "status",
-                "deployment/egressnat-operator",
-                "--timeout=60s",
-            ],
-        )
-    };
-    scale("0")?;
-    let gone = [
-        "wait",
-        "--for=delete",
-        "pod",
-        "--timeout=30s",
-        "-l",
-        "app.kubernetes.io/component=operator",
-    ];
-    system(&scene, &gone)?;
+    stop_operator(&scene)?;
     scene.kubectl.run(["delete", "egressplans", "--all"])?;
     traces::expect_none(&scene)?;
     scene.expect("no plan", &pods.each_ref().map(|pod| (pod, own(pod))))?;
-    scale("1")?;
+    start_operator(&scene)?;
     scene.expect("plans again", &pods.each_ref().map(|pod| (pod, egress())))?;
     Ok(())
 }
@@ -99,18 +76,13 @@ fn agents_and_operator_restart_without_a_failed_or_wrong_request(cluster: &Clust
     let pods = choose_all(&scene)?;
     scene.apply_policy(json!({}))?;
     scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
-    let requests = requests(&scene, &pods)?;
-    for (component, workload) in [
-        ("agent", "daemonset/egressnat-agent"),
-        ("operator", "deployment/egressnat-operator"),
-    ] {
+    let served = serve(&scene, &pods)?;
+    for (component, workload) in [("agent", "daemonset/egressnat-agent"), ("operator", OPERATOR)] {
         let label = format!("app.kubernetes.io/component={component}");
         system(&scene, &["delete", "pod", "-l", &label])?;
         system(&scene, &["rollout", "status", workload, "--timeout=60s"])?;
     }
-    for requests in requests {
-        requests.end(&egress())?;
-    }
+    served.end(&scene)?;
     // The new ones do their work.
     scene.delete_policy()?;
     scene.expect("no policy", &pods.each_ref().map(|pod| (pod, own(pod))))?;
@@ -127,7 +99,7 @@ fn uninstalled_without_its_hook_the_datapath_stays_in_force_and_is_adopted_again
     let pods = choose_all(&scene)?;
     scene.apply_policy(json!({}))?;
     scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
-    let requests = requests(&scene, &pods)?;
+    let served = serve(&scene, &pods)?;
     system(
         &scene,
         &["delete", "daemonset", "egressnat-agent", "--cascade=foreground"],
@@ -137,9 +109,7 @@ fn uninstalled_without_its_hook_the_datapath_stays_in_force_and_is_adopted_again
     scene.expect("no operator", &pods.each_ref().map(|pod| (pod, egress())))?;
     expect_traces(&scene)?;
     cluster.install_chart()?;
-    for requests in requests {
-        requests.end(&egress())?;
-    }
+    served.end(&scene)?;
     scene.delete_policy()?;
     scene.expect("no policy", &pods.each_ref().map(|pod| (pod, own(pod))))?;
     traces::expect_none(&scene)?;
@@ -155,11 +125,9 @@ fn upgraded_all_stays_and_uninstalled_nothing_is_left(cluster: &Cluster) -> Resu
     scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
     expect_traces(&scene)?;
     expect_plugin(&scene, true)?;
-    let requests = requests(&scene, &pods)?;
+    let served = serve(&scene, &pods)?;
     cluster.install_chart_with(&["logLevel=debug"])?;
-    for requests in requests {
-        requests.end(&egress())?;
-    }
+    served.end(&scene)?;
     expect_plugin(&scene, true)?;
     assert!(objects(&scene)?.len() > 10, "the release's objects are found");
 
@@ -183,14 +151,14 @@ fn upgraded_all_stays_and_uninstalled_nothing_is_left(cluster: &Cluster) -> Resu
     Ok(())
 }
 
-fn uninstall(scene: &Scene, flags: &[&str]) -> Result<(), Failed> {
+pub fn uninstall(scene: &Scene, flags: &[&str]) -> Result<(), Failed> {
     let command = ["uninstall", "egressnat", SYSTEM[0], SYSTEM[1], "--wait"];
     scene.kubectl.helm(command.iter().chain(flags))?;
     Ok(())
 }
 
 /// On every node, the start gate's plugin and its place in the network configuration are there, or nothing of it.
-fn expect_plugin(scene: &Scene, expected: bool) -> Result<(), Failed> {
+pub fn expect_plugin(scene: &Scene, expected: bool) -> Result<(), Failed> {
     for node in scene.cluster.nodes() {
         let look = "ls /usr/lib/cni /etc/cni/net.d; cat /etc/cni/net.d/*";
         let found = node.output(Command::new("sh").args(["-c", look]))?;
@@ -224,7 +192,7 @@ fn objects(scene: &Scene) -> Result<Vec<String>, Failed> {
     Ok(found)
 }
 
-fn choose_all(scene: &Scene) -> Result<[Pod; 3], Failed> {
+pub fn choose_all(scene: &Scene) -> Result<[Pod; 3], Failed> {
     let pods = scene.tshoot()?;
     for pod in &pods {
         scene.label(pod, CHOSEN)?;
@@ -233,11 +201,9 @@ fn choose_all(scene: &Scene) -> Result<[Pod; 3], Failed> {
 }
 
 /// One pod on the gateway and one off it.
-fn requests(scene: &Scene, pods: &[Pod; 3]) -> Result<Vec<Requests>, Failed> {
-    pods.iter()
-        .filter(|pod| [WORKER, GATEWAY].contains(&pod.node))
-        .map(|pod| Ok(Requests::start(scene, pod)?))
-        .collect()
+pub fn serve(scene: &Scene, pods: &[Pod; 3]) -> Result<Served, Failed> {
+    let served = pods.iter().filter(|pod| [WORKER, GATEWAY].contains(&pod.node));
+    Ok(Served::start(scene, served)?)
 }
 
 /// The probe of absence sees presence: each kind of thing, on a source node and on the gateway.
@@ -260,7 +226,21 @@ fn expect_traces(scene: &Scene) -> Result<(), Failed> {
     Ok(())
 }
 
-fn system(scene: &Scene, args: &[&str]) -> Result<(), Failed> {
+/// Returns when no operator is there.
+pub fn stop_operator(scene: &Scene) -> Result<(), Failed> {
+    let pods = ["pod", "-l", "app.kubernetes.io/component=operator"];
+    system(scene, &["scale", OPERATOR, "--replicas=0"])?;
+    let gone = ["wait", "--for=delete", "--timeout=30s"];
+    system(scene, &[gone, pods].concat())
+}
+
+/// Returns when an operator is ready.
+pub fn start_operator(scene: &Scene) -> Result<(), Failed> {
+    system(scene, &["scale", OPERATOR, "--replicas=1"])?;
+    system(scene, &["rollout", "status", OPERATOR, "--timeout=60s"])
+}
+
+pub fn system(scene: &Scene, args: &[&str]) -> Result<(), Failed> {
     scene.kubectl.run(SYSTEM.iter().chain(args))?;
     Ok(())
 }

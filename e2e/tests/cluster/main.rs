@@ -1,15 +1,20 @@
-//! The cluster rung: tests on a real three-node cluster that they share, one after the other.
+//! The cluster rung: tests on real three-node clusters, one after the other.
 //!
-//! The cluster comes up before the first test and goes down, checked for residue, after the last. A failed
-//! test leaves what could be found out in `target/lab/failures`.
+//! There is a cluster for each network. It comes up before the first test on it and goes down, checked for residue, after
+//! the last. A failed test leaves what could be found out in `target/lab/failures`.
 
 mod destinations;
 mod first_policy;
+mod flannel;
 mod gateways;
+mod knock;
 mod lifecycle;
 mod masquerade;
+mod operator_away;
 mod own_address;
+mod plugins;
 mod pod;
+mod reboot;
 mod requests;
 mod reuse;
 mod scene;
@@ -28,15 +33,23 @@ use std::{
 };
 
 use egressnat_e2e::{
-    cluster::Cluster, dump, kube_proxy::KubeProxyMode, progress::Progress, site, site::Site,
-    temporary::Temporary,
+    cluster::Cluster, dump, kube_proxy::KubeProxyMode, network::Network, progress::Progress, site,
+    site::Site, temporary::Temporary,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A test: its name and its body.
 type Test = (&'static str, fn(&Cluster) -> Result<(), Failed>);
 
-fn tests() -> Vec<Test> {
+/// The tests on each network.
+fn suites() -> [(Network, Vec<Test>); 2] {
+    [
+        (Network::Ptp, on_ptp()),
+        (Network::Flannel, flannel::TESTS.to_vec()),
+    ]
+}
+
+fn on_ptp() -> Vec<Test> {
     [
         own_address::TESTS,
         walk_through::TESTS,
@@ -46,8 +59,11 @@ fn tests() -> Vec<Test> {
         gateways::TESTS,
         several_policies::TESTS,
         masquerade::TESTS,
+        plugins::TESTS,
         start_gate::TESTS,
         lifecycle::TESTS,
+        reboot::TESTS,
+        operator_away::TESTS,
     ]
     .concat()
 }
@@ -56,19 +72,32 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The cluster is one; its policies and its kube-proxy are everybody's.
     arguments.test_threads = Some(1);
-    let wanted = tests()
+    let is_wanted = |(name, _): &Test| selected(&arguments, name);
+    let wanted: Vec<_> = suites()
         .into_iter()
-        .filter(|(name, _)| selected(&arguments, name))
-        .count();
-    if arguments.list || wanted == 0 {
-        return libtest_mimic::run(&arguments, trials(None)).exit_code();
+        .filter(|(_, tests)| tests.iter().any(is_wanted))
+        .collect();
+    if arguments.list || wanted.is_empty() {
+        let all = suites().into_iter().flat_map(|(_, tests)| tests).collect();
+        return libtest_mimic::run(&arguments, trials(all, None)).exit_code();
     }
+    let results: Vec<_> = wanted
+        .into_iter()
+        .map(|(network, tests)| run(&arguments, network, tests))
+        .collect();
+    let failed = results.into_iter().find(|result| *result != ExitCode::SUCCESS);
+    failed.unwrap_or(ExitCode::SUCCESS)
+}
+
+/// Runs the tests on a cluster with this network.
+fn run(arguments: &Arguments, network: Network, tests: Vec<Test>) -> ExitCode {
     let site = Site::new(site::TEST, Path::new(env!("CARGO_BIN_EXE_lab")));
-    let cluster = match Temporary::up(&site, KubeProxyMode::Nftables, &Progress::new(false)) {
+    let progress = Progress::new(false);
+    let cluster = match Temporary::up(&site, KubeProxyMode::Nftables, network, &progress) {
         Ok(cluster) => Arc::new(cluster),
         Err(error) => return fail("up", &error),
     };
-    let conclusion = libtest_mimic::run(&arguments, trials(Some(&cluster)));
+    let conclusion = libtest_mimic::run(arguments, trials(tests, Some(&cluster)));
     let Some(cluster) = Arc::into_inner(cluster) else {
         return fail("down", &"a test still holds the cluster");
     };
@@ -90,7 +119,7 @@ fn selected(arguments: &Arguments, name: &str) -> bool {
     arguments.filter.as_ref().is_none_or(hit) && !arguments.skip.iter().any(hit)
 }
 
-fn trials(cluster: Option<&Arc<Temporary>>) -> Vec<Trial> {
+fn trials(tests: Vec<Test>, cluster: Option<&Arc<Temporary>>) -> Vec<Trial> {
     let trial = |(name, body): Test| {
         let cluster = cluster.map(Arc::clone);
         Trial::test(name, move || {
@@ -98,7 +127,7 @@ fn trials(cluster: Option<&Arc<Temporary>>) -> Vec<Trial> {
             guarded(|| body(&cluster)).map_err(|failed| with_dump(&cluster, name, &failed))
         })
     };
-    tests().into_iter().map(trial).collect()
+    tests.into_iter().map(trial).collect()
 }
 
 /// A failed assertion is a failure like any other: it gets its dump as well.

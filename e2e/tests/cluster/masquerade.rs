@@ -62,7 +62,7 @@ fn instead_of_the_network(scene: &Scene, pods: &[Pod; 3]) -> std::result::Result
     Ok(())
 }
 
-fn on_every_node(cluster: &Cluster, ruleset: &str) -> Result<()> {
+pub fn on_every_node(cluster: &Cluster, ruleset: &str) -> Result<()> {
     for node in cluster.nodes() {
         node.netns()?.nft(ruleset)?;
     }

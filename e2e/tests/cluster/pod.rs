@@ -101,7 +101,7 @@ pub fn delete(kubectl: &Kubectl, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The running pods with a label.
+/// The running pods with a label that have their addresses.
 pub fn pods(kubectl: &Kubectl, namespace: &str, label: &str) -> Result<Vec<Pod>> {
     let running = "--field-selector=status.phase=Running";
     let text = kubectl.run(["-n", namespace, "get", "pod", "-l", label, running, "-o", "json"])?;
@@ -110,6 +110,7 @@ pub fn pods(kubectl: &Kubectl, namespace: &str, label: &str) -> Result<Vec<Pod>>
         .as_array()
         .into_iter()
         .flatten()
+        .filter(|pod| pod["status"]["podIPs"][1].is_object())
         .map(parse)
         .collect())
 }

@@ -1,4 +1,4 @@
-//! A pod that asks the echo server again and again, and what it was told.
+//! Pods that ask the echo server again and again, and what they and the outside saw.
 
 use std::{
     collections::BTreeMap,
@@ -9,13 +9,15 @@ use std::{
 };
 
 use egressnat_e2e::{
+    capture::Capture,
     error::{Context, Result},
+    netns::Netns,
     wait,
 };
 
 use crate::{
     pod::Pod,
-    scene::{DEADLINE, Scene, Seen, echo_urls},
+    scene::{DEADLINE, EGRESS, Scene, Seen, echo_urls, egress, own},
 };
 
 /// By each family a request every 100 ms, each on a connection of its own, until the end of its input. What
@@ -32,6 +34,51 @@ ask "$1" & v6=$!
 read -r _
 kill $v4 $v6
 "#;
+
+/// Selected pods whose requests are under way, and a capture at the echo server of all that asks it with another address
+/// than the scenarios' policy's.
+pub struct Served {
+    requests: Vec<Requests>,
+    strangers: Capture,
+}
+
+impl Served {
+    /// Begins, and returns when each pod has had answers.
+    pub fn start<'a>(scene: &Scene, pods: impl IntoIterator<Item = &'a Pod>) -> Result<Self> {
+        let echo = Netns::open(&scene.cluster.site().netns("echo"))?;
+        let [v4, v6] = EGRESS;
+        let strangers = format!("tcp dst port 80 and not src host {v4} and not src host {v6}");
+        let strangers = Capture::start(&echo, "eth0", &strangers)?;
+        let requests = pods.into_iter().map(|pod| Requests::start(scene, pod));
+        Ok(Self {
+            requests: requests.collect::<Result<_>>()?,
+            strangers,
+        })
+    }
+
+    /// Waits until each pod has had twenty more answers, failures among them.
+    pub fn wait_for_more(&self) -> Result<()> {
+        self.requests.iter().try_for_each(Requests::wait_for_more)
+    }
+
+    /// Ends the requests, and the test unless every single one was answered with the policy's address, and no packet came
+    /// with another. One of a pod that no policy selects shows that it would have been seen.
+    pub fn end(self, scene: &Scene) -> Result<()> {
+        for requests in self.requests {
+            requests.end(&egress())?;
+        }
+        let [_, other, _] = scene.peers()?;
+        scene.expect("a pod that no policy selects", &[(&other, own(&other))])?;
+        let its = own(&other).map(Option::unwrap_or_default);
+        let is_its = |line: &str| its.iter().any(|address| line.contains(&format!(" {address}.")));
+        self.strangers
+            .wait_for("a packet of that pod", DEADLINE, is_its)?;
+        let wrong: Vec<String> = self.strangers.stop()?;
+        let wrong: Vec<&String> = wrong.iter().filter(|line| !is_its(line)).collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        Ok(())
+    }
+}
 
 /// Requests under way.
 pub struct Requests {

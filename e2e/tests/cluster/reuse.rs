@@ -32,9 +32,15 @@ pub fn is_held(scene: &Scene, pod: &Pod) -> Result<bool> {
     Ok(in_plan || in_kernel.contains(&true))
 }
 
-/// Runs an unselected pod that has the address of one that has ended. host-local hands out addresses in
-/// turn; it is told that the one before was the last.
+/// Runs an unselected pod that has the address of one that has ended.
 pub fn run_with_address_of(scene: &Scene, ended: &Pod, name: &str) -> Result<Pod> {
+    give_next(scene, ended)?;
+    Pod::run(scene.kubectl, name, ended.node, json!({}), json!({}))
+}
+
+/// Has the next pod on the node get the addresses of one that has ended. host-local hands out addresses in
+/// turn; it is told that the one before was the last.
+pub fn give_next(scene: &Scene, ended: &Pod) -> Result<()> {
     let folder = "/var/lib/cni/networks/lab";
     let node = scene.cluster.node(ended.node.name)?;
     let sh = |script: String| node.output(Command::new("sh").args(["-c", &script]));
@@ -46,7 +52,7 @@ pub fn run_with_address_of(scene: &Scene, ended: &Pod, name: &str) -> Result<Pod
     sh(format!(
         "printf {before_v4} > {folder}/last_reserved_ip.0; printf {before_v6} > {folder}/last_reserved_ip.1"
     ))?;
-    Pod::run(scene.kubectl, name, ended.node, json!({}), json!({}))
+    Ok(())
 }
 
 fn before(address: IpAddr) -> IpAddr {

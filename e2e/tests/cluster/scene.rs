@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 
 use egressnat_e2e::{
     cluster::Cluster,
-    error::{Context, Result},
+    error::{Context, Error, Result},
     kubectl::Kubectl,
     netns::Netns,
     site::{ECHO, NODES, NodeSpec},
@@ -185,11 +185,11 @@ impl<'a> Scene<'a> {
     fn one_per_node(&self, namespace: &str, label: &str) -> Result<[Pod; 3]> {
         let pods = pods(self.kubectl, namespace, label)?;
         let of = |node: NodeSpec| {
-            let pod = pods.iter().find(|pod| pod.node == node);
-            pod.cloned()
-                .unwrap_or_else(|| panic!("no {label} on {}", node.name))
+            let pod = pods.iter().find(|pod| pod.node == node).cloned();
+            pod.ok_or_else(|| Error::State(format!("no {label} on {}", node.name)))
         };
-        Ok(NODES.map(of))
+        let [first, second, third] = NODES.map(of);
+        Ok([first?, second?, third?])
     }
 
     fn install_where_missing(&self) -> Result<()> {

@@ -1,20 +1,13 @@
 //! Pods that send from their very first instruction, and what the outside sees of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, process::Command};
 
-use egressnat_e2e::{
-    capture::Capture,
-    cluster::Cluster,
-    error::Result,
-    netns::Netns,
-    site::{ECHO, NodeSpec},
-    wait,
-};
+use egressnat_e2e::{cluster::Cluster, error::Result, site::NodeSpec, wait};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
 use crate::{
-    Test,
+    Test, knock,
     scene::{DEADLINE, EGRESS, GATEWAY, Scene, WORKER},
 };
 
@@ -29,8 +22,6 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// The first of the ports at which pods knock, each at its own; nobody listens there.
-const FIRST_PORT: usize = 20_000;
 /// A pod that may have to wait.
 const WAITS: &str = "waits";
 const CHART_NAMESPACE: &str = "egressnat-system";
@@ -41,7 +32,9 @@ const PODS: usize = 8;
 const ON: [NodeSpec; 2] = [WORKER, GATEWAY];
 
 /// Without the gate some of them send with their node's address first: so the probe would see it.
-fn the_first_packets_of_pods_have_the_policys_address(cluster: &Cluster) -> std::result::Result<(), Failed> {
+pub fn the_first_packets_of_pods_have_the_policys_address(
+    cluster: &Cluster,
+) -> std::result::Result<(), Failed> {
     let scene = Scene::new(cluster)?;
     scene.apply_policy(json!({}))?;
     cluster.install_chart_with(&["startGate.enabled=false"])?;
@@ -84,14 +77,30 @@ fn without_agents_only_pods_that_a_policy_may_select_wait(
 
 fn wait_or_start(scene: &Scene) -> std::result::Result<(), Failed> {
     for namespace in ["default", "other"] {
-        let mut pod = pod(WAITS, 0);
-        pod["metadata"]["namespace"] = json!(namespace);
-        pod["metadata"]["name"] = json!(WAITS);
+        let pod = knock::pod(
+            namespace,
+            WAITS,
+            WORKER,
+            json!({"egress": "chosen"}),
+            knock::FIRST_PORT,
+        );
         scene.kubectl.apply(&pod.to_string())?;
     }
     expect_started(scene, "other")?;
-    let why = wait::until("an Event that says why", DEADLINE, || {
-        let field = format!("involvedObject.name={WAITS},reason=FailedCreatePodSandBox");
+    let why = why_it_waits(scene, WAITS)?;
+    let says = "default/waits waits until its egress address is in force";
+    assert!(why.contains(says), "{why}");
+    assert!(
+        why.contains("the agent on this node is down; the kubelet tries again"),
+        "{why}"
+    );
+    Ok(())
+}
+
+/// What the Events of a pod say that waits at the gate.
+pub fn why_it_waits(scene: &Scene, pod: &str) -> Result<String> {
+    wait::until("an Event that says why", DEADLINE, || {
+        let field = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
         let message = "jsonpath={.items[*].message}";
         let get = [
             "-n",
@@ -108,18 +117,11 @@ fn wait_or_start(scene: &Scene) -> std::result::Result<(), Failed> {
             true => Ok(text),
             false => Err(text),
         }
-    })?;
-    let says = "default/waits waits until its egress address is in force";
-    assert!(why.contains(says), "{why}");
-    assert!(
-        why.contains("the agent on this node is down; the kubelet tries again"),
-        "{why}"
-    );
-    Ok(())
+    })
 }
 
 /// Agents run on the nodes with these labels; on all, without any.
-fn place_agents(scene: &Scene, labels: Value) -> Result<()> {
+pub fn place_agents(scene: &Scene, labels: Value) -> Result<()> {
     let patch = json!({"spec": {"template": {"spec": {"nodeSelector": labels}}}}).to_string();
     let agents = [
         "patch",
@@ -156,11 +158,18 @@ fn without_and_with(scene: &Scene) -> std::result::Result<(), Failed> {
 /// packet of each was seen, by its port.
 fn first_packets(scene: &Scene, run: &str) -> Result<BTreeMap<usize, String>> {
     let all = ON.len() * PODS;
-    let last = FIRST_PORT + all - 1;
-    let echo = Netns::open(&scene.cluster.site().netns("echo"))?;
-    let knocks = format!("tcp dst portrange {FIRST_PORT}-{last} and tcp[tcpflags] & tcp-syn != 0");
-    let capture = Capture::start(&echo, "eth0", &knocks)?;
-    let pods: Vec<Value> = (0..all).map(|n| pod(run, n)).collect();
+    let capture = knock::capture(scene)?;
+    let pod = |n: usize| {
+        let labels = json!({"egress": "chosen", "run": run});
+        knock::pod(
+            "default",
+            &format!("{run}-{n}"),
+            ON[n % ON.len()],
+            labels,
+            knock::FIRST_PORT + n,
+        )
+    };
+    let pods: Vec<Value> = (0..all).map(pod).collect();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
     scene.kubectl.apply(&list.to_string())?;
     let seen = wait::until("a packet of every pod", DEADLINE, || {
@@ -178,52 +187,31 @@ fn first_packets(scene: &Scene, run: &str) -> Result<BTreeMap<usize, String>> {
     seen
 }
 
-/// A pod that knocks at its own port.
-fn pod(run: &str, number: usize) -> Value {
-    let knock = format!(
-        "while :; do nc -w 1 {} {} < /dev/null; done",
-        ECHO.0,
-        FIRST_PORT + number
-    );
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": format!("{run}-{number}"),
-            "namespace": "default",
-            "labels": {"egress": "chosen", "run": run},
-        },
-        "spec": {
-            "nodeName": ON[number % ON.len()].name,
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [{
-                "name": "toolbox",
-                "image": "docker.io/egressnat-lab/toolbox:1",
-                "imagePullPolicy": "Never",
-                "command": ["sh", "-c", knock],
-            }],
-        },
-    })
-}
-
-/// The source address of the first packet to each port, of lines like `... 172.18.0.40.1234 > 172.18.0.5.20003: ...`.
+/// The source address of the first packet to each port.
 fn firsts(lines: &[String]) -> BTreeMap<usize, String> {
     let mut firsts = BTreeMap::new();
-    for line in lines {
-        let mut words = line.split_whitespace().rev();
-        let arrow = words.by_ref().skip_while(|word| *word != ">").nth(1);
-        let to = line.split(" > ").last().and_then(|rest| rest.split(':').next());
-        let port = to
-            .and_then(|to| to.rsplit('.').next())
-            .and_then(|port| port.parse().ok());
-        let from = arrow
-            .and_then(|from| from.rsplit_once('.'))
-            .map(|(address, _)| address.to_owned());
-        if let (Some(port), Some(from)) = (port, from) {
-            firsts.entry(port).or_insert(from);
-        }
+    for (port, from) in knock::seen(lines) {
+        firsts.entry(port).or_insert(from);
     }
     firsts
+}
+
+/// Waits until the first network configuration of every node has these plugins.
+pub fn expect_chain(scene: &Scene, plugins: &[&str]) -> Result<()> {
+    wait::until("the gate in the network configuration", DEADLINE, || {
+        for node in scene.cluster.nodes() {
+            let first = "cd /etc/cni/net.d && cat $(ls *.conflist | head -n 1)";
+            let text = node.output(Command::new("sh").args(["-c", first]));
+            let text = text.map_err(|error| error.to_string())?;
+            let network: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+            let chain = network["plugins"].as_array().into_iter().flatten();
+            let chain: Vec<&Value> = chain.map(|plugin| &plugin["type"]).collect();
+            if chain != plugins {
+                return Err(format!("{}: {chain:?}", node.spec().name));
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Waits until pods wait for their verdict on every node, or on none.

@@ -9,10 +9,11 @@ use egressnat_e2e::{
     walk,
 };
 use libtest_mimic::Failed;
+use serde_json::json;
 
 use crate::{
-    Test,
-    scene::{COMES_AFTER, COMES_FIRST, NOBODY, OUTSIDE, WORKER, companion},
+    Test, lifecycle,
+    scene::{COMES_AFTER, COMES_FIRST, NOBODY, OUTSIDE, Scene, WORKER, companion, egress},
 };
 
 pub const TESTS: &[Test] = &[
@@ -25,6 +26,10 @@ pub const TESTS: &[Test] = &[
     ("walk_through::kube_proxy_none", |cluster| {
         walk_through(cluster, KubeProxyMode::None)
     }),
+    (
+        "walk_through::kube_proxy_restarts_and_changes_without_a_failed_or_wrong_request",
+        kube_proxy_restarts_and_changes_without_a_failed_or_wrong_request,
+    ),
 ];
 
 fn walk_through(cluster: &Cluster, mode: KubeProxyMode) -> Result<(), Failed> {
@@ -35,6 +40,30 @@ fn walk_through(cluster: &Cluster, mode: KubeProxyMode) -> Result<(), Failed> {
     let result = beside_others(cluster.kubectl());
     cluster.kubectl().run(["delete", "egressnatpolicies", "--all"])?;
     result
+}
+
+/// In each mode it ends and starts again, its rules made anew; then comes the next mode.
+fn kube_proxy_restarts_and_changes_without_a_failed_or_wrong_request(
+    cluster: &Cluster,
+) -> Result<(), Failed> {
+    let scene = Scene::new(cluster)?;
+    let pods = lifecycle::choose_all(&scene)?;
+    scene.apply_policy(json!({}))?;
+    scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
+    let served = lifecycle::serve(&scene, &pods)?;
+    for mode in [
+        KubeProxyMode::Nftables,
+        KubeProxyMode::Iptables,
+        KubeProxyMode::Iptables,
+        KubeProxyMode::None,
+        KubeProxyMode::Nftables,
+    ] {
+        cluster.set_kube_proxy(mode)?;
+        served.wait_for_more()?;
+    }
+    served.end(&scene)?;
+    scene.delete_policy()?;
+    Ok(())
 }
 
 /// The same between a policy that comes first, for a destination that nobody asks, and one that comes after, for
