@@ -32,6 +32,7 @@ mod protocols;
 mod released;
 mod repair;
 mod scale;
+mod spoofed_pods;
 mod transitions;
 mod tunnel_input;
 mod unplaced;

@@ -1,6 +1,7 @@
 //! Connections that are older than the policy that comes to apply to their pod.
 
 use std::{
+    error::Error as _,
     net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
@@ -10,8 +11,8 @@ use egressnat_agent::owned::Drop as DropReason;
 use egressnat_crds::policy::OnChange;
 use egressnat_e2e::{
     topology::{
-        Cni, Conversation, FAMILIES, Family, Flow, Node, Options, PORT, Packet, Pod, SEGMENT, SERVER, Tap,
-        Topology, Transport,
+        Cni, Conversation, Dual, FAMILIES, Family, Flow, Node, Options, PORT, Packet, Pod, SEGMENT, SERVER,
+        Tap, Topology, Transport,
     },
     wait,
 };
@@ -22,6 +23,8 @@ use crate::{
     plan::Policy,
 };
 
+/// A Service's address.
+const SERVICE: Dual = Dual::new([10, 96, 0, 50], [0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x50]);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often a pod comes under the policy while it sends: without what keeps older connections from the policy's id,
 /// one time in a few leaves such a connection with its node's address for good.
@@ -155,4 +158,40 @@ fn while_sending(pod: &Pod, family: Family, work: impl FnOnce()) {
         thread::sleep(PACE);
     };
     meanwhile(send, work);
+}
+
+/// The server is reached by a Service's address: the reset has to come from that one.
+#[test]
+fn a_connection_by_a_services_address_is_reset_from_that_address() {
+    let lab = Lab::new(Options::default());
+    for (node, _) in sides(&lab) {
+        ok(node.netns.nft(&format!(
+            "table inet services {{ chain prerouting {{ type nat hook prerouting priority -100;\n\
+             ip daddr {} tcp dport {PORT} dnat ip to {}\n\
+             ip6 daddr {} tcp dport {PORT} dnat ip6 to {}\n}}\n}}",
+            SERVICE.v4, SERVER.v4, SERVICE.v6, SERVER.v6
+        )));
+        for family in FAMILIES {
+            let (pod, what) = (&node.pods[0], format!("{} {family:?}", node.name));
+            let service = SocketAddr::new(SERVICE.of(family), PORT);
+            let mut talk = ok(Conversation::open(&pod.netns, service));
+            assert_eq!(ok(talk.ask()), node.address.of(family), "{what}: the probe");
+            lab.apply(&policy(&lab, pod, OnChange::Cut));
+            let asked = talk.ask();
+            let error = asked.expect_err(&format!("{what}: the connection is cut"));
+            let cause = error.source().and_then(|e| e.downcast_ref::<std::io::Error>());
+            assert_eq!(
+                cause.map(std::io::Error::kind),
+                Some(std::io::ErrorKind::ConnectionReset),
+                "{what}: {error:?}"
+            );
+            let mut again = ok(Conversation::open(&pod.netns, service));
+            assert_eq!(
+                ok(again.ask()),
+                lab.topology.gateway.egress.of(family),
+                "{what}: anew"
+            );
+            lab.apply(&[]);
+        }
+    }
 }
