@@ -87,7 +87,14 @@ impl Election {
         self.renewed = Some(begun);
     }
 
-    /// Until when an attempt that begins at `begun` may take, or renewals may fail.
+    /// How long an attempt that begins at `begun` may take: not so long that there is no time for another, by another
+    /// connection, should this one's have been lost.
+    pub fn patience(&self, begun: Instant) -> Instant {
+        let half = begun + self.config.renew_deadline / 2;
+        half.min(self.deadline(begun))
+    }
+
+    /// Until when renewals may fail.
     pub fn deadline(&self, begun: Instant) -> Instant {
         self.renewed.unwrap_or(begun) + self.config.renew_deadline
     }
@@ -362,6 +369,18 @@ mod tests {
         world.attempt(&mut first);
         world.attempt(&mut again);
         assert!(again.leads(world.now()));
+    }
+
+    #[test]
+    fn of_two_attempts_that_are_not_answered_the_second_is_in_time() {
+        let (mut world, mut first) = (World::new(), election("first"));
+        let half = Duration::from_secs(RENEW_DEADLINE / 2);
+        assert_eq!(first.patience(world.now()), world.now() + half);
+        world.attempt(&mut first);
+        let gave_up = first.patience(world.now());
+        let again = first.next(gave_up).unwrap();
+        assert!(again < first.deadline(again));
+        assert_eq!(first.patience(again), first.deadline(again));
     }
 
     #[test]

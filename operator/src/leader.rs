@@ -46,8 +46,8 @@ impl Elector {
     async fn keep(&mut self, leads: &watch::Sender<bool>) -> Result<(), Error> {
         loop {
             let begun = Instant::now();
-            let deadline = self.election.deadline(begun.into_std());
-            match timeout_at(deadline.into(), self.attempt(begun)).await {
+            let patience = self.election.patience(begun.into_std());
+            match timeout_at(patience.into(), self.attempt(begun)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(error = chain(&Error::Lease(error)), "will be tried again"),
                 Err(late) => tracing::warn!(error = chain(&Error::Lease(late.into())), "will be tried again"),

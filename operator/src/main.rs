@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
-    let client = kube::Client::try_default()
+    let client = egressnat_api_client::connect()
         .await
         .map_err(|e| Error::Client(Box::new(e)))?;
     let command = cli.command.clone();

@@ -58,7 +58,7 @@ impl Operator {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         runtime.spawn(async move {
-            let client = Client::try_from(kube).unwrap();
+            let client = egressnat_api_client::client(kube).unwrap();
             run::run(config, client, stopped).await.unwrap();
         });
         Self {

@@ -10,6 +10,7 @@ mod programs;
 mod sender;
 mod snapshot;
 
+mod api_client;
 mod bulk;
 mod clash;
 mod cluster_traffic;

@@ -52,7 +52,7 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
     let (metrics, questions) = Metrics::new();
     let health = Health::default();
     http::serve(cli.http_address, metrics.clone(), health.clone()).await?;
-    let client = Client::try_default().await.map_err(AgentError::Client)?;
+    let client = egressnat_api_client::connect().await.map_err(AgentError::Client)?;
     let datapath = Datapath::open(&cli)?;
     let plans = plans(client.clone(), &cli.node_name, metrics.clone());
     let agent = Agent {
