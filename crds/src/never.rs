@@ -50,7 +50,21 @@ pub fn captured() -> impl Iterator<Item = (Kind, IpNet)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use kube::CustomResourceExt;
+
     use super::*;
+    use crate::EgressNATPolicy;
+
+    /// The CRD has the ranges as text.
+    #[test]
+    fn admission_refuses_these_destinations_and_no_others() {
+        let crd = serde_json::to_string(&EgressNATPolicy::crd()).unwrap();
+        let rule = crd.split('"').find(|text| text.contains("containsCIDR")).unwrap();
+        let refused: BTreeSet<IpNet> = rule.split('\'').filter_map(|word| word.parse().ok()).collect();
+        assert_eq!(refused, captured().map(|(_, net)| net).collect());
+    }
 
     #[test]
     fn every_range_is_one() {
