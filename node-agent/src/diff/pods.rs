@@ -54,18 +54,9 @@ pub fn same_but_pods(old: &EgressPlanSpec, new: &EgressPlanSpec) -> bool {
 
 /// The plan without its pods.
 pub fn without_pods(plan: &EgressPlanSpec) -> EgressPlanSpec {
-    let (underlay, cluster, peers, policies, profiles, masquerade) = rest(plan);
     EgressPlanSpec {
-        underlay: *underlay,
-        cluster: cluster.to_vec(),
-        peers: peers.to_vec(),
-        policies: policies.to_vec(),
-        profiles: profiles.to_vec(),
         pods: Vec::new(),
-        masquerade: masquerade.clone(),
-        gate: None,
-        retired: Vec::new(),
-        teardown: false,
+        ..plan.clone()
     }
 }
 
