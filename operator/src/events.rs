@@ -86,7 +86,7 @@ impl Events {
     /// Sends `note` on the policy with this name and uid.
     pub async fn send(&self, policy: &str, uid: &str, note: Note) -> Result<(), Error> {
         let resource = EgressNATPolicy::api_resource();
-        let reference = ObjectReference {
+        let on = ObjectReference {
             api_version: Some(resource.api_version),
             kind: Some(resource.kind),
             name: Some(policy.into()),
@@ -104,8 +104,7 @@ impl Events {
             action: note.condition.to_string(),
             secondary: None,
         };
-        let object = || format!("policy {policy}");
-        self.publish(&event, &reference, object).await
+        publish(&self.recorder, Occasion { on, event }).await
     }
 
     /// The world is another: there may be faults and repairs that are new.
@@ -115,18 +114,18 @@ impl Events {
     }
 
     /// Sends an Event on the pod of each of the `faults` that are new, some at a time and not too often; the answer
-    /// is what failed, and will be tried again.
+    /// is what failed, and will be tried again. Another one of the same reason within minutes counts the first one up.
     pub async fn send_on_pods<'a>(
         &mut self,
         now: Instant,
         faults: impl FnOnce() -> Vec<Fault<'a>>,
     ) -> Vec<Error> {
-        if !self.announced.is_due(now) {
-            return Vec::new();
-        }
-        let news = self.announced.news(faults());
-        let sent = futures::future::join_all(news.iter().map(|fault| self.send_on_pod(fault))).await;
-        unsent(&mut self.announced, &news, sent)
+        send_new(&self.recorder, &mut self.announced, now, faults, on_pod).await
+    }
+
+    /// Sends an Event on a pod, whoever has been told.
+    pub async fn send_on_pod(&self, fault: &Fault<'_>) -> Result<(), Error> {
+        publish(&self.recorder, on_pod(fault)).await
     }
 
     /// When to look for repairs that are new, if there may be any.
@@ -134,99 +133,113 @@ impl Events {
         self.repairs.next()
     }
 
-    /// Sends an Event on the node of each of the `repairs` that are new, likewise.
+    /// Sends an Event on the node of each of the `repairs` that are new, likewise: of the same thing.
     pub async fn send_on_nodes<'a>(
         &mut self,
         now: Instant,
         repairs: impl FnOnce() -> Vec<Repaired<'a>>,
     ) -> Vec<Error> {
-        if !self.repairs.is_due(now) {
-            return Vec::new();
-        }
-        let news = self.repairs.news(repairs());
-        let sent = futures::future::join_all(news.iter().map(|repaired| self.send_on_node(repaired))).await;
-        unsent(&mut self.repairs, &news, sent)
-    }
-
-    /// Sends an Event on a node. Another one of the same thing within minutes counts the first one up.
-    async fn send_on_node(&self, repaired: &Repaired<'_>) -> Result<(), Error> {
-        let node = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(repaired.node.into()),
-            uid: Some(repaired.uid.into()),
-            ..ObjectReference::default()
-        };
-        let resource = EgressPlan::api_resource();
-        let what = &repaired.repair.what;
-        let event = Event {
-            type_: EventType::Warning,
-            reason: repaired::REASON.into(),
-            note: Some(shortened(repaired.to_string())),
-            action: "Repair".into(),
-            secondary: Some(ObjectReference {
-                api_version: Some(resource.api_version),
-                kind: Some(resource.kind),
-                name: Some(repaired.node.into()),
-                uid: Some(repaired.plan_uid.into()),
-                // What is repaired besides is an Event of its own.
-                field_path: Some(format!("status.repairs[{what}]")),
-                ..ObjectReference::default()
-            }),
-        };
-        self.publish(&event, &node, || format!("node {}", repaired.node))
-            .await
-    }
-
-    /// Sends an Event on a pod. Another one of the same reason within minutes counts the first one up.
-    pub async fn send_on_pod(&self, fault: &Fault<'_>) -> Result<(), Error> {
-        let pod = fault.pod;
-        let reference = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Pod".into()),
-            namespace: Some(pod.namespace.clone()),
-            name: Some(pod.name.clone()),
-            uid: Some(pod.uid.clone()),
-            ..ObjectReference::default()
-        };
-        let event = Event {
-            type_: match fault.reason {
-                PodReason::AddressTakenOver | PodReason::NoFamilyServed | PodReason::StartedUngated => {
-                    EventType::Warning
-                }
-                PodReason::OnHostNetwork => EventType::Normal,
-            },
-            reason: fault.reason.to_string(),
-            note: Some(shortened(fault.to_string())),
-            action: "Capture".into(),
-            secondary: None,
-        };
-        let object = || format!("pod {}/{}", pod.namespace, pod.name);
-        self.publish(&event, &reference, object).await
-    }
-
-    async fn publish(
-        &self,
-        event: &Event,
-        on: &ObjectReference,
-        object: impl FnOnce() -> String,
-    ) -> Result<(), Error> {
-        let sent = request(self.recorder.publish(event, on)).await;
-        sent.map_err(|source| Error::SendEvent {
-            object: object(),
-            source,
-        })
+        send_new(&self.recorder, &mut self.repairs, now, repairs, on_node).await
     }
 }
 
-/// What of `news` was not sent, and why; it is news still.
-fn unsent(announced: &mut Announced, news: &[impl Numbered], sent: Vec<Result<(), Error>>) -> Vec<Error> {
+/// An Event on an object.
+struct Occasion {
+    on: ObjectReference,
+    event: Event,
+}
+
+fn on_node(repaired: &Repaired<'_>) -> Occasion {
+    let node = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(repaired.node.into()),
+        uid: Some(repaired.uid.into()),
+        ..ObjectReference::default()
+    };
+    let resource = EgressPlan::api_resource();
+    let what = &repaired.repair.what;
+    let event = Event {
+        type_: EventType::Warning,
+        reason: repaired::REASON.into(),
+        note: Some(shortened(repaired.to_string())),
+        action: "Repair".into(),
+        secondary: Some(ObjectReference {
+            api_version: Some(resource.api_version),
+            kind: Some(resource.kind),
+            name: Some(repaired.node.into()),
+            uid: Some(repaired.plan_uid.into()),
+            // What is repaired besides is an Event of its own.
+            field_path: Some(format!("status.repairs[{what}]")),
+            ..ObjectReference::default()
+        }),
+    };
+    Occasion { on: node, event }
+}
+
+fn on_pod(fault: &Fault<'_>) -> Occasion {
+    let pod = fault.pod;
+    let on = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    };
+    let event = Event {
+        type_: match fault.reason {
+            PodReason::AddressTakenOver | PodReason::NoFamilyServed | PodReason::StartedUngated => {
+                EventType::Warning
+            }
+            PodReason::OnHostNetwork => EventType::Normal,
+        },
+        reason: fault.reason.to_string(),
+        note: Some(shortened(fault.to_string())),
+        action: "Capture".into(),
+        secondary: None,
+    };
+    Occasion { on, event }
+}
+
+/// Sends an Event for each of the news that nobody has been told of; the answer is what failed, which is news still.
+async fn send_new<N: Numbered>(
+    recorder: &Recorder,
+    announced: &mut Announced,
+    now: Instant,
+    all: impl FnOnce() -> Vec<N>,
+    occasion: impl Fn(&N) -> Occasion,
+) -> Vec<Error> {
+    if !announced.is_due(now) {
+        return Vec::new();
+    }
+    let news = announced.news(all());
+    let sending = news.iter().map(|news| publish(recorder, occasion(news)));
+    let sent = futures::future::join_all(sending).await;
     let failed = news.iter().zip(sent).filter_map(|(news, sent)| {
         let error = sent.err()?;
         announced.forget(news.number());
         Some(error)
     });
     failed.collect()
+}
+
+async fn publish(recorder: &Recorder, Occasion { on, event }: Occasion) -> Result<(), Error> {
+    let sent = request(recorder.publish(&event, &on)).await;
+    sent.map_err(|source| Error::SendEvent {
+        object: object(&on),
+        source,
+    })
+}
+
+/// The object in words: `pod apps/a`.
+fn object(on: &ObjectReference) -> String {
+    let kind = on.kind.as_deref().unwrap_or_default().to_lowercase();
+    let name = on.name.as_deref().unwrap_or_default();
+    match &on.namespace {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    }
 }
 
 /// The API server refuses notes of more than 1024 bytes.
