@@ -52,7 +52,9 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
     let (metrics, questions) = Metrics::new();
     let health = Health::default();
     http::serve(cli.http_address, metrics.clone(), health.clone()).await?;
-    let client = egressnat_api_client::connect().await.map_err(AgentError::Client)?;
+    let client = egressnat_api_client::connect()
+        .await
+        .map_err(AgentError::Client)?;
     let datapath = Datapath::open(&cli)?;
     let plans = plans(client.clone(), &cli.node_name, metrics.clone());
     let agent = Agent {
@@ -129,6 +131,10 @@ impl Agent {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry;
+            let due = match &self.plan {
+                Plan::Present(_) if retry.is_none() => self.reporter.due(),
+                _ => None,
+            };
             tokio::select! {
                 plan = plans.next() => match plan {
                     Some(Some(plan)) => self.plan = Plan::Present(Box::new(plan)),
@@ -147,6 +153,7 @@ impl Agent {
                     self.gate.iter_mut().for_each(Gate::alive);
                 }
                 () = until(retry) => self.datapath.distrust(),
+                () = until(due) => {}
                 _ = look.tick() => if !self.look_at_ports().await {
                     continue;
                 },

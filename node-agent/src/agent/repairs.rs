@@ -1,19 +1,62 @@
 //! What has been repaired, as the plan's status tells it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use egressnat_crds::plan::Repair;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::diff::Touched;
+
+/// How long repairs alone wait after others were told: a hand that touches our things in a loop would have us write to the
+/// API server in a loop.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many repairs wait to be told; beyond, they are not, but counted.
+const WAITING: usize = 256;
 
 /// How much of a text is told, in octets.
 const LONGEST: usize = 200;
 
+/// What has been repaired and not been told yet.
+#[derive(Debug, Default)]
+pub(super) struct Untold {
+    touched: Vec<Touched>,
+    /// When repairs were last told.
+    told: Option<Instant>,
+}
+
+impl Untold {
+    pub(super) fn add(&mut self, touched: &[Touched]) {
+        self.touched.extend_from_slice(touched);
+        self.touched.truncate(WAITING);
+    }
+
+    /// The repairs of a status, with these.
+    pub(super) fn after(&self, before: &[Repair], now: Timestamp) -> Vec<Repair> {
+        repairs(before, &self.touched, now)
+    }
+
+    /// When they may be told without other news; never where there are none.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let after = self.told.map_or(now, |told| told + PAUSE);
+        (!self.touched.is_empty()).then_some(after)
+    }
+
+    /// They are told.
+    pub(super) fn told(&mut self, now: Instant) {
+        if !self.touched.is_empty() {
+            self.touched.clear();
+            self.told = Some(now);
+        }
+    }
+}
+
 /// The latest repairs, those of `before` and of `touched` now: the latest first, a thing that is touched again
 /// counted up.
-pub(super) fn repairs(before: &[Repair], touched: &[Touched], now: Timestamp) -> Vec<Repair> {
+fn repairs(before: &[Repair], touched: &[Touched], now: Timestamp) -> Vec<Repair> {
     let mut by_thing: BTreeMap<_, Repair> = before
         .iter()
         .map(|repair| ((repair.object, repair.what.clone()), repair.clone()))
@@ -64,6 +107,26 @@ mod tests {
             .collect();
         assert_eq!(told, [(IpRule, 2, at(2)), (Route, 1, at(1))]);
         assert_eq!(repairs(&second, &[], at(3)), second, "time alone changes nothing");
+    }
+
+    #[test]
+    fn a_hand_that_never_rests_is_told_of_once_a_second_and_all_it_did_is_counted() {
+        let began = Instant::now();
+        let (mut untold, mut told, mut patches) = (Untold::default(), Vec::new(), 0);
+        assert_eq!(untold.due(began), None);
+        for tenth in 0..100 {
+            let now = began + Duration::from_millis(100) * tenth;
+            untold.add(&[Touched::new(Route, "r")]);
+            if untold.due(now).is_some_and(|due| due <= now) {
+                told = untold.after(&told, at(1));
+                untold.told(now);
+                patches += 1;
+            }
+        }
+        assert_eq!(patches, 10);
+        assert_eq!(told[0].count, 91);
+        let last = began + Duration::from_secs(9);
+        assert_eq!(untold.due(last), Some(last + PAUSE), "the rest waits");
     }
 
     #[test]

@@ -7,11 +7,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::Report;
 use super::gate::{GateReport, State};
-use super::repairs::repairs;
-use crate::diff::Touched;
+use super::repairs::Untold;
 use crate::error::AgentError;
 use crate::kernel::clash::Clash;
 
@@ -21,12 +21,8 @@ pub(super) struct Reporter {
     node: String,
     /// What was last written, and to which plan: the watch may show an older state.
     written: Option<(String, EgressPlanStatus)>,
-    /// What has been repaired and not been written yet.
-    touched: Vec<Touched>,
+    untold: Untold,
 }
-
-/// How many repairs wait to be written; beyond, they are not told, but counted.
-const WAITING: usize = 256;
 
 impl Reporter {
     pub(super) fn new(client: Client, node: &str) -> Self {
@@ -34,8 +30,13 @@ impl Reporter {
             plans: Api::all(client),
             node: node.into(),
             written: None,
-            touched: Vec::new(),
+            untold: Untold::default(),
         }
+    }
+
+    /// When there is something to write that has waited for long enough; never where nothing waits.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.untold.due(Instant::now())
     }
 
     /// Writes what `result` says of `plan`, unless the status says so already.
@@ -52,15 +53,16 @@ impl Reporter {
             _ => plan.status.clone().unwrap_or_default(),
         };
         if let Ok(report) = result {
-            self.touched.extend(report.touched.iter().cloned());
-            self.touched.truncate(WAITING);
+            self.untold.add(&report.touched);
         }
         let now = Timestamp::now();
         let mut status = next_status(&before, plan, interfaces, gate, result, now);
-        status.repairs = repairs(&before.repairs, &self.touched, now);
-        if status == before && self.written.is_some() {
+        let news = status != before || self.written.is_none();
+        let began = Instant::now();
+        if !news && self.untold.due(began).is_none_or(|due| due > began) {
             return Ok(());
         }
+        status.repairs = self.untold.after(&before.repairs, now);
         let patch = json!({
             "apiVersion": EgressPlan::api_version(&()),
             "kind": EgressPlan::kind(&()),
@@ -73,7 +75,7 @@ impl Reporter {
             .await
             .map_err(AgentError::Status)?;
         self.written = Some((uid, status));
-        self.touched.clear();
+        self.untold.told(began);
         Ok(())
     }
 }
