@@ -298,6 +298,26 @@ pub struct EgressPlanStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub repairs: Vec<Repair>,
+    /// What of other programs, or of the node's settings, is in the way: of some traffic, or, where the plan is not
+    /// Ready for it, of all. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub hindrances: Vec<Hindrance>,
+}
+
+/// Something that is in the way on a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hindrance {
+    /// Its category, one word.
+    pub reason: String,
+    /// What it is, and what to do.
+    pub message: String,
+}
+
+impl Hindrance {
+    /// How many of them a status names.
+    pub const MAX: usize = 16;
 }
 
 /// Something that another hand has removed or changed, and the agent has put right.

@@ -19,10 +19,10 @@ use crate::error::{Error, chain};
 use crate::events::{self, Events};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::repaired;
 use crate::schedule::Schedule;
 use crate::status;
 use crate::store::{Change, Store};
+use crate::{hindered, repaired};
 
 /// Longest sleep, so that the loop is seen to live.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
@@ -297,10 +297,12 @@ impl Controller {
         failed.iter().for_each(|error| self.report(error));
     }
 
-    /// Sends Events on nodes where agents have repaired something.
+    /// Sends Events on nodes where agents have repaired something, or find something in the way.
     async fn send_events_on_nodes(&mut self) {
         let repairs = || repaired::latest(self.store.world(), Timestamp::now());
-        let failed = self.events.send_on_nodes(Instant::now(), repairs).await;
+        let mut failed = self.events.send_repairs(Instant::now(), repairs).await;
+        let hindrances = || hindered::all(self.store.world());
+        failed.extend(self.events.send_hindrances(Instant::now(), hindrances).await);
         self.health.alive();
         failed.iter().for_each(|error| self.report(error));
     }

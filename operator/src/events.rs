@@ -1,5 +1,5 @@
 //! Events on policies: one for each condition that changes. Events on pods: one for each fault that is new. Events on
-//! nodes: one for each thing that their agents have repaired.
+//! nodes: one for each thing that their agents have repaired, or find in the way.
 
 use egressnat_crds::{EgressNATPolicy, EgressPlan};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -13,6 +13,7 @@ use crate::announced::{Announced, Numbered};
 use crate::apply::request;
 use crate::condition::{ConditionType, Reason};
 use crate::error::Error;
+use crate::hindered::Hindered;
 use crate::plan::faults::{Fault, PodReason};
 use crate::repaired::{self, Repaired};
 
@@ -67,6 +68,7 @@ pub struct Events {
     recorder: Recorder,
     announced: Announced,
     repairs: Announced,
+    hindrances: Announced,
 }
 
 impl Events {
@@ -80,6 +82,7 @@ impl Events {
             recorder: Recorder::new(client, reporter),
             announced: Announced::default(),
             repairs: Announced::default(),
+            hindrances: Announced::default(),
         }
     }
 
@@ -107,10 +110,11 @@ impl Events {
         publish(&self.recorder, Occasion { on, event }).await
     }
 
-    /// The world is another: there may be faults and repairs that are new.
+    /// The world is another: there may be faults, repairs and hindrances that are new.
     pub fn world_changed(&mut self) {
         self.announced.world_changed();
         self.repairs.world_changed();
+        self.hindrances.world_changed();
     }
 
     /// Sends an Event on the pod of each of the `faults` that are new, some at a time and not too often; the answer
@@ -128,18 +132,29 @@ impl Events {
         publish(&self.recorder, on_pod(fault)).await
     }
 
-    /// When to look for repairs that are new, if there may be any.
+    /// When to look for what is new on nodes, if anything may be.
     pub fn next_on_nodes(&self) -> Option<Instant> {
-        self.repairs.next()
+        let next = [self.repairs.next(), self.hindrances.next()];
+        next.into_iter().flatten().min()
     }
 
     /// Sends an Event on the node of each of the `repairs` that are new, likewise: of the same thing.
-    pub async fn send_on_nodes<'a>(
+    pub async fn send_repairs<'a>(
         &mut self,
         now: Instant,
         repairs: impl FnOnce() -> Vec<Repaired<'a>>,
     ) -> Vec<Error> {
-        send_new(&self.recorder, &mut self.repairs, now, repairs, on_node).await
+        send_new(&self.recorder, &mut self.repairs, now, repairs, of_repair).await
+    }
+
+    /// Sends an Event on the node of each of the `hindrances` that are new, likewise.
+    pub async fn send_hindrances<'a>(
+        &mut self,
+        now: Instant,
+        hindrances: impl FnOnce() -> Vec<Hindered<'a>>,
+    ) -> Vec<Error> {
+        let announced = &mut self.hindrances;
+        send_new(&self.recorder, announced, now, hindrances, of_hindrance).await
     }
 }
 
@@ -149,32 +164,62 @@ struct Occasion {
     event: Event,
 }
 
-fn on_node(repaired: &Repaired<'_>) -> Occasion {
-    let node = ObjectReference {
+/// What an Event on a node says.
+struct NodeNote<'a> {
+    /// The node's name and uid, and the uid of its plan.
+    node: (&'a str, &'a str, &'a str),
+    reason: &'a str,
+    action: &'a str,
+    note: String,
+    /// Which part of the plan it is about: what is said besides is an Event of its own.
+    path: String,
+}
+
+fn of_repair(repaired: &Repaired<'_>) -> Occasion {
+    on_node(NodeNote {
+        node: (repaired.node, repaired.uid, repaired.plan_uid),
+        reason: repaired::REASON,
+        action: "Repair",
+        note: repaired.to_string(),
+        path: format!("status.repairs[{}]", repaired.repair.what),
+    })
+}
+
+fn of_hindrance(hindered: &Hindered<'_>) -> Occasion {
+    on_node(NodeNote {
+        node: (hindered.node, hindered.uid, hindered.plan_uid),
+        reason: &hindered.hindrance.reason,
+        action: "Look",
+        note: hindered.to_string(),
+        path: format!("status.hindrances[{:x}]", hindered.number()),
+    })
+}
+
+fn on_node(note: NodeNote<'_>) -> Occasion {
+    let (name, uid, plan_uid) = note.node;
+    let on = ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Node".into()),
-        name: Some(repaired.node.into()),
-        uid: Some(repaired.uid.into()),
+        name: Some(name.into()),
+        uid: Some(uid.into()),
         ..ObjectReference::default()
     };
     let resource = EgressPlan::api_resource();
-    let what = &repaired.repair.what;
     let event = Event {
         type_: EventType::Warning,
-        reason: repaired::REASON.into(),
-        note: Some(shortened(repaired.to_string())),
-        action: "Repair".into(),
+        reason: note.reason.into(),
+        note: Some(shortened(note.note)),
+        action: note.action.into(),
         secondary: Some(ObjectReference {
             api_version: Some(resource.api_version),
             kind: Some(resource.kind),
-            name: Some(repaired.node.into()),
-            uid: Some(repaired.plan_uid.into()),
-            // What is repaired besides is an Event of its own.
-            field_path: Some(format!("status.repairs[{what}]")),
+            name: Some(name.into()),
+            uid: Some(plan_uid.into()),
+            field_path: Some(note.path),
             ..ObjectReference::default()
         }),
     };
-    Occasion { on: node, event }
+    Occasion { on, event }
 }
 
 fn on_pod(fault: &Fault<'_>) -> Occasion {

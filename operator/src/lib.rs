@@ -61,6 +61,7 @@ mod exhausted;
 mod gated;
 pub mod hash;
 pub mod health;
+pub mod hindered;
 pub mod http;
 pub mod intern;
 pub mod leader;

@@ -43,8 +43,8 @@ fn a_repair_is_counted_and_named_in_the_plans_status() {
     });
 }
 
-/// The operator's Events on a node's repairs.
-async fn events_on_node(client: &Client, node: &str) -> Vec<Event> {
+/// The operator's Events on a node of this reason.
+async fn events_on_node(client: &Client, node: &str, reason: &str) -> Vec<Event> {
     let events = Api::<Event>::namespaced(client.clone(), "default");
     let events = events.list(&Default::default()).await.unwrap().into_iter();
     let is_on = |event: &Event| {
@@ -52,7 +52,7 @@ async fn events_on_node(client: &Client, node: &str) -> Vec<Event> {
         regarding.is_some_and(|o| o.kind.as_deref() == Some("Node") && o.name.as_deref() == Some(node))
     };
     events
-        .filter(|event| is_on(event) && event.reason.as_deref() == Some("DatapathRepaired"))
+        .filter(|event| is_on(event) && event.reason.as_deref() == Some(reason))
         .filter(|event| event.reporting_controller.as_deref() == Some(OPERATOR_MANAGER))
         .collect()
 }
@@ -78,7 +78,7 @@ async fn a_repair_is_an_event_on_its_node_that_names_what_was_touched() {
     plans.patch_status(WORKER, &params, &status).await.unwrap();
 
     let told = eventually("two Events on the node", async || {
-        let events = events_on_node(&client, WORKER).await;
+        let events = events_on_node(&client, WORKER, "DatapathRepaired").await;
         (events.len() >= 2).then_some(events)
     })
     .await;
@@ -88,5 +88,30 @@ async fn a_repair_is_an_event_on_its_node_that_names_what_was_touched() {
     for (note, what) in notes.iter().zip([rule, route]) {
         assert!(note.contains(what), "{note}");
     }
-    assert!(events_on_node(&client, GATEWAY).await.is_empty());
+    let elsewhere = events_on_node(&client, GATEWAY, "DatapathRepaired").await;
+    assert!(elsewhere.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_is_an_event_on_its_node() {
+    let (cluster, client) = world().await;
+    apply(&client, &policy("walk", spec_from_gateway())).await;
+    let _operator = Operator::start(&cluster, "only").await;
+    eventually("a plan", async || plan_with_policy(&client, WORKER).await).await;
+
+    let message = "chain FORWARD of table ip filter drops them";
+    let hindrances = json!([{"reason": "FirewallDrops", "message": message}]);
+    let status = plan_status(json!({"hindrances": hindrances}));
+    let plans: Api<EgressPlan> = Api::all(cluster.agent_of(WORKER).await);
+    let params = PatchParams::apply(AGENT_MANAGER);
+    plans.patch_status(WORKER, &params, &status).await.unwrap();
+
+    let told = eventually("an Event on the node", async || {
+        let mut events = events_on_node(&client, WORKER, "FirewallDrops").await;
+        events.pop()
+    })
+    .await;
+    assert_eq!(told.note.as_deref(), Some(message));
+    assert_eq!(told.type_.as_deref(), Some("Warning"));
+    assert!(events_on_node(&client, GATEWAY, "FirewallDrops").await.is_empty());
 }

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Report;
 use crate::error::AgentError;
+use crate::kernel::clash::Clash;
 use crate::owned::Drop as DropReason;
 
 /// How long a scrape waits for the drop counters, which only the datapath's thread can read.
@@ -61,6 +62,7 @@ pub struct Metrics {
     left_to_others: Gauge,
     repairs: Family<Object, Counter>,
     departed: Gauge,
+    hindrances: Family<Category, Gauge>,
 }
 
 impl fmt::Debug for Metrics {
@@ -91,6 +93,7 @@ impl Metrics {
             left_to_others: Gauge::default(),
             repairs: Family::default(),
             departed: Gauge::default(),
+            hindrances: Family::default(),
         };
         metrics.registry = Arc::new(metrics.register());
         (metrics, asked)
@@ -151,12 +154,26 @@ impl Metrics {
             "Pods that are gone from the API server and keep their verdict until their network is gone",
             self.departed.clone(),
         );
+        r.register(
+            "hindrances",
+            "What of other programs, or of the node's settings, is in the way, by category",
+            self.hindrances.clone(),
+        );
         r
     }
 
     /// Counts a failure.
     pub(super) fn error(&self, category: &'static str) {
         self.errors.get_or_create(&Category { category }).inc();
+    }
+
+    /// Takes note of what is in the way, and of nothing else being so.
+    fn hindered(&self, clashes: &[Clash]) {
+        self.hindrances.clear();
+        for clash in clashes {
+            let category = clash.category();
+            self.hindrances.get_or_create(&Category { category }).inc();
+        }
     }
 
     /// Takes note of a try that took this long.
@@ -180,12 +197,18 @@ impl Metrics {
                 self.flows.inc_by(report.flows as u64);
                 self.left_to_others.set(count(report.left_to.len()));
                 self.departed.set(count(report.departed));
+                self.hindered(&report.warnings);
                 for touched in &report.touched {
                     let object = format!("{:?}", touched.object);
                     self.repairs.get_or_create(&Object { object }).inc();
                 }
             }
-            Err(error) => self.error(error.category()),
+            Err(error) => {
+                self.error(error.category());
+                if let AgentError::Clash(clashes) = error {
+                    self.hindered(clashes);
+                }
+            }
         }
     }
 

@@ -35,6 +35,7 @@ use crate::cli::Cli;
 use crate::cni::gate::Request;
 use crate::diff::Touched;
 use crate::error::AgentError;
+use crate::kernel::clash::Clash;
 use report::Reporter;
 
 /// How often the kernel is read in full and compared, whether or not anything was noticed.
@@ -64,6 +65,7 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
         plan: Plan::Unknown,
         retry: None,
         failures: 0,
+        hindrances: Vec::new(),
         questions,
         metrics,
         health,
@@ -114,6 +116,8 @@ struct Agent {
     /// When to try again after a failure.
     retry: Option<Instant>,
     failures: u32,
+    /// What is in the way, as it was last said.
+    hindrances: Vec<Clash>,
     /// Scrapes that ask for the kernel's counters.
     questions: mpsc::Receiver<Question>,
     metrics: Metrics,
@@ -222,7 +226,11 @@ impl Agent {
         }
         let generation = plan.and_then(|p| p.metadata.generation);
         match &result {
-            Ok(report) => log_report(generation, report),
+            Ok(report) => {
+                log_hindrances(generation, &self.hindrances, &report.warnings);
+                self.hindrances.clone_from(&report.warnings);
+                log_report(generation, report);
+            }
             Err(error) => {
                 error!(generation, category = error.category(), %error, "failed to bring the datapath in step")
             }
@@ -255,10 +263,17 @@ impl Agent {
     }
 }
 
-fn log_report(generation: Option<i64>, report: &Report) {
-    for warning in &report.warnings {
-        warn!(generation, category = warning.category(), "{warning}");
+/// What has come into the way since the last try, and what is gone.
+fn log_hindrances(generation: Option<i64>, before: &[Clash], now: &[Clash]) {
+    for new in now.iter().filter(|clash| !before.contains(clash)) {
+        warn!(generation, category = new.category(), "{new}");
     }
+    for gone in before.iter().filter(|clash| !now.contains(clash)) {
+        info!(generation, category = gone.category(), "no longer: {gone}");
+    }
+}
+
+fn log_report(generation: Option<i64>, report: &Report) {
     for by in &report.left_to {
         warn!(
             generation,

@@ -1,6 +1,6 @@
 //! The plan's status: what the kernel holds, or what is wrong.
 
-use egressnat_crds::plan::NodeInterface;
+use egressnat_crds::plan::{Hindrance, NodeInterface};
 use egressnat_crds::{AGENT_MANAGER, EgressPlan, EgressPlanStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -142,7 +142,17 @@ fn next_status(
         },
         ungated: gate.map(|gate| gate.ungated).unwrap_or_default(),
         repairs: before.repairs.clone(),
+        hindrances: match result {
+            Ok(report) => hindrances(&report.warnings),
+            Err(AgentError::Clash(clashes)) => hindrances(clashes),
+            Err(_) => before.hindrances.clone(),
+        },
     }
+}
+
+/// The first few, those that keep the agent from working before others.
+fn hindrances(clashes: &[Clash]) -> Vec<Hindrance> {
+    clashes.iter().take(Hindrance::MAX).map(Hindrance::from).collect()
 }
 
 /// Whether pods wait for their verdict; nothing where the plan does not ask for it.
@@ -316,11 +326,26 @@ mod tests {
             ..Report::default()
         };
         let status = next(&EgressPlanStatus::default(), 1, &Ok(report), 10);
-        let ready = &status.conditions[0];
+        let ready = status.conditions[0].clone();
         assert_eq!(
             (ready.status.as_str(), ready.reason.as_str()),
             ("True", "NoForwarding")
         );
+        assert_eq!(status.hindrances[0].reason, "NoForwarding");
+        let gone = next(&status, 1, &Ok(Report::default()), 11);
+        assert_eq!(
+            (gone.conditions[0].reason.as_str(), gone.hindrances),
+            ("Programmed", vec![])
+        );
+        let refused = AgentError::Clash(vec![Clash::NoVxlan]);
+        let status = next(&status, 1, &Err(refused), 12);
+        let reasons: Vec<_> = status.hindrances.iter().map(|h| h.reason.as_str()).collect();
+        assert_eq!(
+            (status.conditions[0].status.as_str(), reasons),
+            ("False", vec!["NoVxlan"])
+        );
+        let status = next(&status, 1, &Err(AgentError::Verify(String::new())), 13);
+        assert_eq!(status.hindrances.len(), 1, "they have not been looked for");
         assert!(
             ready.message.contains("net.ipv4.ip_forward=1"),
             "{}",

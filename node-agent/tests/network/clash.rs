@@ -71,6 +71,10 @@ fn each_is_found_and_is_the_only_one() {
             "ClashRuleReadsMark",
             "ip -6 rule add not priority 2000 fwmark 0xca6c lookup 99",
         ),
+        (
+            "ClashRuleTable",
+            "ip rule add priority 99 to 10.9.0.0/16 lookup 7701",
+        ),
         ("ClashRoute", "ip route add 10.9.0.0/16 dev up0 table 7701"),
         (
             "ClashRoute",

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io;
+use std::net::IpAddr;
 
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::Family;
@@ -10,7 +11,7 @@ use super::{Datapath, Known};
 use crate::error::AgentError;
 use crate::kernel::clash::{self, Clash, Passages};
 use crate::kernel::nft::{Foreign, ForeignMonitor};
-use crate::kernel::rtnl::MonitorError;
+use crate::kernel::rtnl::{MonitorError, Observed};
 
 impl Datapath {
     /// Reads others' tables where the plan has something to do with packets, and from then on listens for changes.
@@ -30,6 +31,29 @@ impl Datapath {
         Ok(Some(foreign))
     }
 
+    /// Reads what of links and settings is in the way of a plan. Pods that come and go are on their way for a moment: that
+    /// they bypass the node is said when two looks at everything have found it.
+    pub(super) async fn surroundings(
+        &mut self,
+        plan: &EgressPlanSpec,
+        network: &Observed,
+    ) -> Result<Vec<Clash>, AgentError> {
+        let mut found = clash::surroundings(&mut self.rtnl, network, plan).await?;
+        let astray = clash::astray(&mut self.rtnl, network, plan).await?;
+        if self.verify {
+            let again = |ip: &&IpAddr| self.suspects.contains(ip);
+            self.astray = astray.keys().filter(again).copied().collect();
+            self.suspects = astray.keys().copied().collect();
+        }
+        let mut sure = astray.iter().filter(|(ip, _)| self.astray.contains(ip));
+        let count = sure.clone().count();
+        found.extend(sure.next().map(|(_, example)| Clash::PodsBypass {
+            count,
+            example: example.clone(),
+        }));
+        Ok(found)
+    }
+
     /// Looks for what is in our way: what keeps us from working is an error, the rest is remembered.
     pub(super) fn judge(&self, plan: &EgressPlanSpec, known: &mut Known) -> Result<(), AgentError> {
         let Some(families) = &known.checked else {
@@ -44,6 +68,7 @@ impl Datapath {
             clashes.extend(clash::marks(foreign, &passages, &self.numbers));
             clashes.extend(clash::drops(foreign, &passages));
         }
+        clashes.extend(known.surroundings.iter().cloned());
         let (blocking, rest): (Vec<_>, Vec<_>) = clashes.into_iter().partition(Clash::blocks);
         known.warnings = rest;
         match blocking.is_empty() {

@@ -82,6 +82,9 @@ pub struct Datapath {
     foreign_monitor: Option<ForeignMonitor>,
     /// Whether other programs' tables have to be read again.
     foreign_stale: bool,
+    /// Pods that the last look at everything found to bypass the node, and those that two have.
+    suspects: BTreeSet<IpAddr>,
+    astray: BTreeSet<IpAddr>,
     conntrack: Conntrack,
     /// What the kernel holds as far as we know. `None`: it must be read first.
     known: Option<Known>,
@@ -114,6 +117,8 @@ struct Known {
     readings: Readings,
     /// What others do to packets; not looked at where the plan has nothing to do with any.
     foreign: Option<Foreign>,
+    /// What of links and settings is in the way.
+    surroundings: Vec<Clash>,
     warnings: Vec<Clash>,
     /// Links whose reverse path filter we have made loose.
     loose: BTreeSet<Link>,
@@ -144,6 +149,8 @@ impl Datapath {
             table_monitor: table_monitor.map_err(MonitorError::from)?,
             foreign_monitor: None,
             foreign_stale: false,
+            suspects: BTreeSet::new(),
+            astray: BTreeSet::new(),
             nft,
             conntrack,
             known: None,
@@ -283,6 +290,10 @@ impl Datapath {
             Some(_) => Readings::read(&mut self.rtnl).await?,
             None => Readings::default(),
         };
+        let surroundings = match checked {
+            Some(_) => self.surroundings(plan, &network).await?,
+            None => Vec::new(),
+        };
         self.foreign_stale = false;
         let mut known = Known {
             foreign: self.foreign(plan)?,
@@ -291,6 +302,7 @@ impl Datapath {
             ownership: Ownership::Absent,
             checked,
             readings,
+            surroundings,
             warnings: Vec::new(),
             loose: BTreeSet::new(),
             basis: None,

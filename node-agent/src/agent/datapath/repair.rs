@@ -132,9 +132,13 @@ impl Datapath {
         });
         let wanted = known.network.net.sysctls.iter().cloned().chain(loose).collect();
         let tunnel = known.network.tunnel_link().map(|link| link.index);
+        let under = known.network.net.tunnel.as_ref();
+        let uplinks = known.network.default_routes().map(|route| route.link);
         let links = tunnel
             .into_iter()
-            .chain(known.loose.iter().map(|link| link.index));
+            .chain(known.loose.iter().map(|link| link.index))
+            .chain(under.map(|tunnel| tunnel.underlay.index))
+            .chain(uplinks);
         self.settings.watch(wanted, links.collect());
     }
 }

@@ -5,16 +5,18 @@ mod masquerade;
 mod packet;
 mod passage;
 mod readings;
+mod surroundings;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use egressnat_crds::plan::Family;
+use egressnat_crds::plan::{Family, Hindrance};
 
 pub use firewall::{MarkClash, Passages, drops, marks};
 pub use masquerade::masqueraders;
 pub use passage::{Passage, passages};
 pub use readings::{Readings, ReadingsError};
+pub use surroundings::{Astray, astray, surroundings};
 
 use super::rtnl::{ForeignRoute, ForeignRule, NodeLink, Observed};
 use crate::kernel::nft::MarkOf;
@@ -48,6 +50,8 @@ pub enum Clash {
     RuleMark(ForeignRule),
     /// A rule of another program compares our bits of the packet mark with 0.
     RuleReadsMark(ForeignRule),
+    /// A rule of another program leads to one of our tables.
+    RuleTable(ForeignRule),
     /// A route of another program is in one of our tables.
     Route(ForeignRoute),
     /// An nft rule of another program uses our bits of a mark.
@@ -70,6 +74,48 @@ pub enum Clash {
         /// The base chain.
         chain: String,
     },
+    /// Rules that cannot be read.
+    Legacy {
+        /// Of which family.
+        family: Family,
+        /// Their table.
+        table: String,
+    },
+    /// BPF programs see packets that should keep the source that we give them, or that should come to our rules.
+    BpfProgram {
+        /// The link that they are on.
+        link: String,
+        /// They see what leaves by it; otherwise what comes in.
+        egress: bool,
+        /// Their names.
+        programs: Vec<String>,
+    },
+    /// A network plugin whose BPF programs are not to be seen.
+    BpfOwner {
+        /// Its name.
+        owner: &'static str,
+        /// The device by which it is known.
+        device: &'static str,
+    },
+    /// Selected pods' packets pass this node's network stack by.
+    PodsBypass {
+        /// How many pods.
+        count: usize,
+        /// One of them.
+        example: Astray,
+    },
+    /// A strict reverse path filter drops what a peer sends by the tunnel.
+    ReversePath {
+        /// The link under the tunnel.
+        link: String,
+        /// The peer, to which another link leads.
+        peer: IpAddr,
+    },
+    /// The kernel forwards no IPv4 packets that come in by a link of the gateway's.
+    LinkForwardsNot {
+        /// The link.
+        link: String,
+    },
     /// The kernel has no VXLAN.
     NoVxlan,
     /// The kernel forwards no packets of a family.
@@ -85,10 +131,19 @@ impl Clash {
             | Self::Socket { .. }
             | Self::RulePriority(_)
             | Self::RuleMark(_)
+            | Self::RuleTable(_)
             | Self::Route(_)
             | Self::NoVxlan => true,
             Self::Mark { kind, .. } => matches!(kind, MarkClash::Sets(..) | MarkClash::Id(_)),
-            Self::RuleReadsMark(_) | Self::Firewall { .. } | Self::NoForwarding(_) => false,
+            Self::RuleReadsMark(_)
+            | Self::Firewall { .. }
+            | Self::Legacy { .. }
+            | Self::BpfProgram { .. }
+            | Self::BpfOwner { .. }
+            | Self::PodsBypass { .. }
+            | Self::ReversePath { .. }
+            | Self::LinkForwardsNot { .. }
+            | Self::NoForwarding(_) => false,
         }
     }
 
@@ -101,6 +156,7 @@ impl Clash {
             Self::RulePriority(_) => "ClashRulePriority",
             Self::RuleMark(_) => "ClashRuleMark",
             Self::RuleReadsMark(_) => "ClashRuleReadsMark",
+            Self::RuleTable(_) => "ClashRuleTable",
             Self::Route(_) => "ClashRoute",
             Self::Mark { kind, .. } => match kind {
                 MarkClash::Sets(..) => "ClashMark",
@@ -109,8 +165,22 @@ impl Clash {
                 MarkClash::Reads(..) => "MarkRead",
             },
             Self::Firewall { .. } => "FirewallDrops",
+            Self::Legacy { .. } => "LegacyIptables",
+            Self::BpfProgram { .. } | Self::BpfOwner { .. } => "BpfProgram",
+            Self::PodsBypass { .. } => "PodsBypass",
+            Self::ReversePath { .. } => "ReversePathFilter",
             Self::NoVxlan => "NoVxlan",
-            Self::NoForwarding(_) => "NoForwarding",
+            Self::LinkForwardsNot { .. } | Self::NoForwarding(_) => "NoForwarding",
+        }
+    }
+}
+
+impl From<&Clash> for Hindrance {
+    /// As the plan's status has it.
+    fn from(clash: &Clash) -> Self {
+        Self {
+            reason: clash.category().into(),
+            message: clash.to_string(),
         }
     }
 }
@@ -121,6 +191,8 @@ pub fn check(observed: &Observed, readings: &Readings, numbers: &Numbers, famili
     clashes.extend(sockets(observed, readings, numbers));
     clashes.extend(observed.foreign_rules.iter().filter_map(|r| rule(r, numbers)));
     clashes.extend(observed.foreign_routes.iter().cloned().map(Clash::Route));
+    let legacy = readings.legacy.iter().cloned();
+    clashes.extend(legacy.map(|(family, table)| Clash::Legacy { family, table }));
     clashes.extend((!readings.vxlan).then_some(Clash::NoVxlan));
     let forwards = |family: &&Family| readings.forwarding.contains(family);
     let still = families.iter().filter(|f| !forwards(f)).copied();
@@ -178,7 +250,8 @@ fn rule(rule: &ForeignRule, numbers: &Numbers) -> Option<Clash> {
     if rule.priority == numbers.rule_priority {
         Some(Clash::RulePriority(rule.clone()))
     } else if overlap == 0 {
-        None
+        let ours = numbers.owns_table(rule.table);
+        ours.then(|| Clash::RuleTable(rule.clone()))
     } else if rule.mark & overlap != 0 || takes_ours {
         Some(Clash::RuleMark(rule.clone()))
     } else {
@@ -218,6 +291,11 @@ impl fmt::Display for Clash {
                  both mark; give it a mask, or ours another one",
                 Text(rule)
             ),
+            Self::RuleTable(rule) => write!(
+                f,
+                "ip rule `{}` of another program leads to a table of ours: give ours another table base",
+                Text(rule)
+            ),
             Self::Route(ForeignRoute { table, to, protocol }) => write!(
                 f,
                 "a route to {to} of another program (protocol {protocol}) is in our table {table}: remove it, \
@@ -233,6 +311,56 @@ impl fmt::Display for Clash {
                 f,
                 "chain {chain} of table {table} drops {passage} ({family:?}): accept them there, by the pods' \
                  ranges or by device {TUNNEL}"
+            ),
+            Self::Legacy { family, table } => write!(
+                f,
+                "iptables-legacy has a table {table} for {family:?}, whose rules cannot be seen: make sure that they \
+                 neither drop nor mark what policies send, or move them to iptables-nft"
+            ),
+            Self::BpfProgram {
+                link,
+                egress,
+                programs,
+            } => {
+                let (way, programs) = (
+                    if *egress {
+                        "on the way out"
+                    } else {
+                        "on the way in"
+                    },
+                    programs.join(", "),
+                );
+                write!(
+                    f,
+                    "BPF programs are {way} by {link} ({programs}): where they translate sources or forward by \
+                     themselves, packets leave with another address than their policy's; switch off BPF masquerade \
+                     and BPF host routing"
+                )
+            }
+            Self::BpfOwner { owner, device } => write!(
+                f,
+                "{owner} is on this node (device {device}), whose BPF programs cannot be seen: switch off its BPF \
+                 masquerade and BPF host routing"
+            ),
+            Self::PodsBypass { count, example } => {
+                let Astray { pod, link } = example;
+                let by = link
+                    .as_ref()
+                    .map_or("nothing".into(), |link| format!("the node's own {link}"));
+                write!(
+                    f,
+                    "{count} selected pods' addresses are not behind this node: {pod} is reached by {by}. What such \
+                     pods send (macvlan, ipvlan, SR-IOV) passes this node by, and leaves with their own address"
+                )
+            }
+            Self::ReversePath { link, peer } => write!(
+                f,
+                "{link} filters by strict reverse path, and another link leads to peer {peer}: what it sends by the \
+                 tunnel is dropped; set net.ipv4.conf.{link}.rp_filter=2"
+            ),
+            Self::LinkForwardsNot { link } => write!(
+                f,
+                "the node forwards no IPv4 packets that come in by {link}: set net.ipv4.conf.{link}.forwarding=1"
             ),
             Self::NoVxlan => write!(f, "the kernel has no VXLAN: load or install the module vxlan"),
             Self::NoForwarding(Family::IPv4) => {

@@ -12,12 +12,18 @@ use crate::kernel::sysctl::SysctlError;
 /// Of the calling thread's network namespace. `/proc/net` is that of the process's first thread.
 const SOCKETS: [&str; 2] = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
 
+/// The tables that `iptables-legacy` has in the namespace; there is no file where the kernel has none.
+const LEGACY: [(Family, &str); 2] = [
+    (Family::IPv4, "/proc/thread-self/net/ip_tables_names"),
+    (Family::IPv6, "/proc/thread-self/net/ip6_tables_names"),
+];
+
 /// Why the node could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadingsError {
-    /// The list of sockets.
+    /// A list of the kernel's, of sockets or of tables.
     #[error("failed to read {path}: {source}")]
-    Sockets {
+    List {
         /// The file.
         path: &'static str,
         /// Why.
@@ -40,6 +46,8 @@ pub struct Readings {
     pub forwarding: BTreeSet<Family>,
     /// The kernel can do VXLAN.
     pub vxlan: bool,
+    /// The tables of `iptables-legacy`.
+    pub legacy: BTreeSet<(Family, String)>,
 }
 
 impl Readings {
@@ -47,12 +55,13 @@ impl Readings {
     pub async fn read(rtnl: &mut Rtnl) -> Result<Self, ReadingsError> {
         let mut readings = Self::default();
         for path in SOCKETS {
-            match std::fs::read_to_string(path) {
-                Ok(text) => readings.udp.extend(text.lines().filter_map(socket)),
-                // A kernel without IPv6.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(ReadingsError::Sockets { path, source }),
-            }
+            readings.udp.extend(list(path)?.lines().filter_map(socket));
+        }
+        for (family, path) in LEGACY {
+            let tables = list(path)?;
+            readings
+                .legacy
+                .extend(tables.lines().map(|table| (family, table.to_owned())));
         }
         let switches = [
             (Family::IPv4, "ipv4/ip_forward"),
@@ -66,6 +75,15 @@ impl Readings {
         }
         readings.vxlan = rtnl.has_vxlan().await?;
         Ok(readings)
+    }
+}
+
+/// A file of the kernel's; nothing where the kernel has no such thing.
+fn list(path: &'static str) -> Result<String, ReadingsError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(ReadingsError::List { path, source }),
     }
 }
 

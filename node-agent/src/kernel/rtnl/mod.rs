@@ -10,6 +10,7 @@ mod observed;
 mod route;
 mod rule;
 mod stray;
+mod tc;
 mod whereabouts;
 mod wire;
 
@@ -17,6 +18,7 @@ pub use error::NetError;
 pub use monitor::{Monitor, MonitorError};
 pub use observed::{ForeignRoute, ForeignRule, NodeAddress, NodeLink, NodeRoute, Observed, Vxlan};
 pub use stray::Stray;
+pub use tc::TcHook;
 pub use whereabouts::Whereabouts;
 
 use egressnat_crds::plan::Family;

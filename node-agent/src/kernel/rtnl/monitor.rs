@@ -19,7 +19,7 @@ use super::{link, route};
 use crate::kernel::netlink::{self, NetlinkError};
 use crate::owned::{Numbers, TUNNEL};
 
-const GROUPS: [MulticastGroup; 8] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
@@ -28,6 +28,7 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv6Rule,
+    MulticastGroup::Tc,
 ];
 
 /// Changes come in bursts: a link brings its addresses, they their routes.
@@ -195,6 +196,11 @@ impl Interest {
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
             RouteNetlinkMessage::NewNeighbour(m) | RouteNetlinkMessage::DelNeighbour(m) => {
                 self.tunnel == Some(m.header.ifindex)
+            }
+            RouteNetlinkMessage::NewTrafficFilter(m)
+            | RouteNetlinkMessage::DelTrafficFilter(m)
+            | RouteNetlinkMessage::DelQueueDiscipline(m) => {
+                u32::try_from(m.header.index).is_ok_and(|index| self.uplinks.contains(&index))
             }
             _ => false,
         }

@@ -31,7 +31,7 @@ pub struct Observed {
     /// The node's own routes that are in force, one for each next hop: those of table main, unless a routing
     /// protocol brought them, and the default routes of all tables but ours.
     pub routes: Vec<NodeRoute>,
-    /// Rules of others at our priority, or that look at our bits of the packet mark.
+    /// Rules of others at our priority, that look at our bits of the packet mark, or that lead to our tables.
     pub foreign_rules: Vec<ForeignRule>,
     /// Routes of others in our tables.
     pub foreign_routes: Vec<ForeignRoute>,

@@ -65,7 +65,7 @@ pub(super) fn read(message: RuleMessage, numbers: &Numbers) -> Option<Seen> {
     let at_ours = priority == numbers.rule_priority;
     let ours = mask == numbers.mark_mask && (at_ours || numbers.owns_table(table));
     if !ours {
-        let foreign = at_ours || mask & numbers.mark_mask != 0;
+        let foreign = at_ours || mask & numbers.mark_mask != 0 || numbers.owns_table(table);
         return foreign.then_some(Seen::Foreign(ForeignRule {
             family,
             priority,

@@ -47,6 +47,11 @@ impl Rtnl {
         Ok(self.link_of(index).await?.is_some())
     }
 
+    /// The link by which the node's routes lead to an address; `None` where none does.
+    pub async fn link_to(&mut self, address: IpAddr) -> Result<Option<u32>, NetError> {
+        Ok(self.way_to(address).await?.map(|way| way.link))
+    }
+
     /// Where the pod is that has the address; `uplinks` are the links that lead to no pods.
     pub async fn whereabouts(
         &mut self,
