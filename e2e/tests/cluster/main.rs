@@ -8,6 +8,7 @@ mod first_policy;
 mod flannel;
 mod gateways;
 mod knock;
+mod last_packet;
 mod lifecycle;
 mod masquerade;
 mod operator_away;
@@ -61,6 +62,7 @@ fn on_ptp() -> Vec<Test> {
         masquerade::TESTS,
         plugins::TESTS,
         start_gate::TESTS,
+        last_packet::TESTS,
         lifecycle::TESTS,
         reboot::TESTS,
         operator_away::TESTS,

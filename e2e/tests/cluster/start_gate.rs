@@ -215,7 +215,7 @@ pub fn expect_chain(scene: &Scene, plugins: &[&str]) -> Result<()> {
 }
 
 /// Waits until pods wait for their verdict on every node, or on none.
-fn expect_gate(scene: &Scene, armed: bool) -> Result<()> {
+pub fn expect_gate(scene: &Scene, armed: bool) -> Result<()> {
     wait::until("the plans to say whether pods wait", DEADLINE, || {
         let get = ["get", "egressplans", "-o", "json"];
         let text = scene.kubectl.run(get).map_err(|error| error.to_string())?;
