@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::{
     Test, knock, lifecycle,
     pod::{self, Pod},
+    requests::Requests,
     reuse,
     scene::{CHOSEN, DEADLINE, EGRESS, GATEWAY, Scene, WORKER, egress, own},
     start_gate,
@@ -41,7 +42,11 @@ fn pods_that_start_wait_and_the_rest_goes_on(cluster: &Cluster) -> Result<(), Fa
 
     lifecycle::stop_operator(&scene)?;
     let since = Instant::now();
-    let served = lifecycle::serve(&scene, &pods)?;
+    // Not with a capture of all others: those whose labels change ask as well.
+    let requests: Vec<Requests> = pods
+        .iter()
+        .map(|pod| Requests::start(&scene, pod))
+        .collect::<Result<_, _>>()?;
     let capture = knock::capture(&scene)?;
     pod::delete(scene.kubectl, &gone.name)?;
     reuse::give_next(&scene, &gone)?;
@@ -74,7 +79,7 @@ fn pods_that_start_wait_and_the_rest_goes_on(cluster: &Cluster) -> Result<(), Fa
     scene.label(&leaves, "egress-")?;
     scene.label(&joins, CHOSEN)?;
     while since.elapsed() < AWAY {
-        served.wait_for_more()?;
+        requests.iter().try_for_each(Requests::wait_for_more)?;
     }
     scene.expect("what was in force", &in_force)?;
 
@@ -82,7 +87,9 @@ fn pods_that_start_wait_and_the_rest_goes_on(cluster: &Cluster) -> Result<(), Fa
     let now = [(&leaves, own(&leaves)), (&joins, egress())];
     scene.expect("what the labels say", &now)?;
     knock::expect_seen(&capture, 0, PORTS[0], EGRESS[0])?;
-    served.end(&scene)?;
+    for requests in requests {
+        requests.end(&egress())?;
+    }
     let lines = capture.stop()?;
     for (port, from) in PORTS.into_iter().zip([EGRESS[0], &WORKER.v4.to_string()]) {
         assert_eq!(knock::sources(&lines, port), [from.to_owned()].into());
