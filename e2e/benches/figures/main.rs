@@ -1,8 +1,8 @@
 //! `make bench`: what egressnat costs, side by side with what it is compared with, in one run.
 //!
 //! Everything happens in network namespaces of its own, between their own addresses. With `BENCH_QUICK=1` it
-//! takes less than two minutes, and the figures are rough. With `BENCH_ONLY=planner` there are only the planner's, and
-//! nothing is written.
+//! takes some minutes, and the figures are rough. With `BENCH_ONLY=planner` or `pods` there are only the planner's or those
+//! of pods that start, and nothing is written.
 
 mod agent;
 mod compare;
@@ -10,6 +10,7 @@ mod operator;
 mod plain;
 mod plan;
 mod plot;
+mod pods;
 mod probe;
 mod results;
 mod rounds;
@@ -28,6 +29,7 @@ struct Effort {
     window: probe::Window,
     agent: agent::Effort,
     planner: operator::Effort,
+    pods: pods::Effort,
 }
 
 const FULL: Effort = Effort {
@@ -45,6 +47,7 @@ const FULL: Effort = Effort {
         plans: 11,
         events: 1_000,
     },
+    pods: pods::Effort { waves: 5, pods: 60 },
 };
 
 const QUICK: Effort = Effort {
@@ -59,6 +62,7 @@ const QUICK: Effort = Effort {
         plans: 3,
         events: 1_000,
     },
+    pods: pods::Effort { waves: 1, pods: 40 },
 };
 
 fn main() -> Result<()> {
@@ -68,14 +72,21 @@ fn main() -> Result<()> {
         Ok("" | "0") | Err(_) => FULL,
         Ok(_) => QUICK,
     };
-    if env::var("BENCH_ONLY").is_ok_and(|only| only == "planner") {
-        results::print(&operator::records(effort.planner)?);
+    let only = match env::var("BENCH_ONLY").as_deref() {
+        Ok("planner") => Some(operator::records(effort.planner)?),
+        Ok("pods") => Some(pods::records(effort.pods)?),
+        _ => None,
+    };
+    if let Some(records) = only {
+        results::print(&records);
         return Ok(());
     }
     let mut records = datapath(&effort)?;
     records.extend(operator::records(effort.planner)?);
     eprintln!("bench: the agent, about {} s", effort.agent.idle.as_secs() + 20);
     records.extend(agent::records(effort.agent)?);
+    eprintln!("bench: pods that start, {} waves", 2 * effort.pods.waves);
+    records.extend(pods::records(effort.pods)?);
     let machine = machine(cores)?;
     println!("\n{machine}\n");
     results::print(&records);

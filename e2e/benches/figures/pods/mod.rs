@@ -1,0 +1,160 @@
+//! Pods that start, with the start gate and without it, in a real cluster: how soon the kernel knows a pod after
+//! its address is assigned, what the gate adds to its start, and how long it sends with a wrong address.
+//!
+//! Each pod sends from its first instruction, to a port of its own. Waves with and without the gate take turns.
+
+mod plugin;
+mod seen;
+mod wave;
+
+use std::path::Path;
+
+use anyhow::Result;
+use egressnat_e2e::{
+    cluster::Cluster,
+    images,
+    kube_proxy::KubeProxyMode,
+    network::Network,
+    progress::Progress,
+    site::{CONTROL_PLANE, Site},
+    temporary::Temporary,
+    wait,
+};
+use serde_json::{Value, json};
+
+use self::wave::{Start, Wave};
+use crate::{
+    results::{Record, Target},
+    stats::percentile,
+};
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Waves with the gate, and as many without it.
+    pub waves: usize,
+    /// Pods of a wave, which are created at [`wave::RATE`].
+    pub pods: usize,
+}
+
+/// What the pods of the waves are known by.
+const LABEL: (&str, &str) = ("bench", "start");
+const POLICY: &str = "bench";
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Every figure of pods that start.
+pub fn records(effort: Effort) -> Result<Vec<Record>> {
+    let site = Site::new("egressnat-bench", Path::new(env!("CARGO_BIN_EXE_lab")));
+    let progress = Progress::new(false);
+    let cluster = Temporary::up(&site, KubeProxyMode::Nftables, Network::Ptp, &progress)?;
+    let image = images::build_sender(
+        Path::new(env!("CARGO_BIN_EXE_sender")),
+        &cluster.site().path("images"),
+    )?;
+    cluster.load_images(&[image])?;
+    cluster.start_echo()?;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for number in 0..effort.waves {
+        for (gate, starts) in [(false, &mut without), (true, &mut with)] {
+            install(&cluster, gate)?;
+            progress.step(&format!(
+                "wave {} of {}, {} the gate",
+                number + 1,
+                effort.waves,
+                if gate { "with" } else { "without" }
+            ));
+            starts.push(Wave::run(&cluster, effort.pods)?);
+        }
+    }
+    cluster.down()?;
+    Ok(figures(&with, &without))
+}
+
+/// The chart with the gate or without it, and the policy, in place on every node.
+fn install(cluster: &Cluster, gate: bool) -> Result<()> {
+    cluster.install_chart_with(&[&format!("startGate.enabled={gate}")])?;
+    let kubectl = cluster.kubectl();
+    kubectl.apply(&policy().to_string())?;
+    kubectl.run([
+        "wait",
+        "--for=condition=Programmed",
+        "--timeout=60s",
+        "egressnatpolicy",
+        POLICY,
+    ])?;
+    Ok(wait::until(
+        "the plans to say whether pods wait",
+        DEADLINE,
+        || {
+            let text = kubectl
+                .run(["get", "egressplans", "-o", "json"])
+                .map_err(|error| error.to_string())?;
+            let plans: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let plans: Vec<&Value> = plans["items"].as_array().into_iter().flatten().collect();
+            match plans.len() == 3 && plans.iter().all(|plan| is_armed(plan) == gate) {
+                true => Ok(()),
+                false => Err(text),
+            }
+        },
+    )?)
+}
+
+fn is_armed(plan: &Value) -> bool {
+    let mut conditions = plan["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "Gate" && condition["status"] == "True")
+}
+
+/// The control plane is the gateway, the pods are on the other nodes.
+fn policy() -> Value {
+    json!({
+        "apiVersion": "egressnat.io/v1alpha1",
+        "kind": "EgressNATPolicy",
+        "metadata": {"name": POLICY},
+        "spec": {
+            "selectors": [{"podSelector": {"matchLabels": {LABEL.0: LABEL.1}}}],
+            "destinationCIDRs": ["0.0.0.0/0"],
+            "egressGateway": {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": CONTROL_PLANE.name}}},
+        },
+    })
+}
+
+fn figures(with: &[Wave], without: &[Wave]) -> Vec<Record> {
+    // With the gate there must be no wrong packet, and a single one counts as a millisecond.
+    let mut records = of_waves("gated", with, 1.0);
+    let runs = with.iter().flat_map(|wave| wave.plugin.clone()).collect();
+    records.extend(both("start_gate_added", runs, Some(Target::Below(50.0))));
+    records.extend(of_waves("ungated", without, 250.0));
+    records
+}
+
+/// What was seen of pods that started this way. None may send with a wrong address for so long, in milliseconds.
+fn of_waves(way: &str, waves: &[Wave], longest: f64) -> Vec<Record> {
+    let starts = || waves.iter().flat_map(|wave| &wave.starts);
+    let of = |value: fn(&Start) -> f64| starts().map(value).collect::<Vec<_>>();
+    let name = |figure: &str| format!("{way}_pod_{figure}");
+    let wrong = starts().filter(|start| start.wrong > 0.0).count() as f64;
+    let rates: Vec<f64> = waves.iter().map(|wave| wave.rate).collect();
+    let mut records = vec![
+        Record::new(name("starts"), "/s", &rates),
+        Record::new(
+            name("wrong_source_share"),
+            "%",
+            &[100.0 * wrong / starts().count() as f64],
+        ),
+    ];
+    records.extend(both(&name("start"), of(|start| start.start), None));
+    records.extend(both(&name("programmed"), of(|start| start.programmed), None));
+    let longest = Some(Target::Below(longest));
+    records.extend(both(&name("wrong_source"), of(|start| start.wrong), longest));
+    records
+}
+
+/// P50 and P99, of which something is asked.
+fn both(name: &str, mut samples: Vec<f64>, target: Option<Target>) -> [Record; 2] {
+    samples.sort_by(f64::total_cmp);
+    let slowest = [percentile(&samples, 0.99)];
+    [
+        Record::new(name, "ms", &samples),
+        Record::new(format!("{name}_p99"), "ms", &slowest).target(target),
+    ]
+}
