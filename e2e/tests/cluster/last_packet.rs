@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -24,13 +25,26 @@ use crate::{
     start_gate::expect_gate,
 };
 
-pub const TESTS: &[Test] = &[(
-    "last_packet::of_a_pod_that_is_deleted_by_force_has_the_policys_address",
-    of_a_pod_that_is_deleted_by_force_has_the_policys_address,
-)];
+pub const TESTS: &[Test] = &[
+    (
+        "last_packet::of_a_pod_that_is_deleted_by_force_has_the_policys_address",
+        of_a_pod_that_is_deleted_by_force_has_the_policys_address,
+    ),
+    (
+        "last_packet::of_a_pod_on_a_node_that_is_cut_off_has_the_policys_address",
+        of_a_pod_on_a_node_that_is_cut_off_has_the_policys_address,
+    ),
+];
 
 /// Where the pods are: their gateway is another node.
 const NODE: NodeSpec = WORKER;
+/// So many packets come from a pod that the API server has not any more, before its node hears of that.
+const MEANWHILE: usize = 500;
+/// Without a way to the API server.
+const CUT_OFF: &str = "table inet cut {
+    chain output { type filter hook output priority 0; tcp dport 6443 drop; }
+    chain input { type filter hook input priority 0; tcp sport 6443 drop; }
+}";
 /// How long nothing comes any more from a pod that is gone for good: it sends every 10 ms.
 const SILENCE: Duration = Duration::from_secs(2);
 /// The kubelet kills what ignores SIGTERM after the pod's grace period.
@@ -64,6 +78,24 @@ fn of_a_pod_that_is_deleted_by_force_has_the_policys_address(
         Ok::<(), Failed>(())
     });
     cluster.install_chart()?;
+    scene.delete_policy()?;
+    result
+}
+
+/// Neither its kubelet nor its agent hears of it before the node is back.
+fn of_a_pod_on_a_node_that_is_cut_off_has_the_policys_address(
+    cluster: &Cluster,
+) -> std::result::Result<(), Failed> {
+    let scene = prepared(cluster)?;
+    // Without it, the policy leaves the node's plan with the pod.
+    let other = Sending::start(&scene, "chosen", 21_004)?;
+    let pod = Sending::start(&scene, "chosen", 21_005)?;
+    let node = cluster.node(NODE.name)?.netns()?;
+    node.nft(CUT_OFF)?;
+    let gone = pod.delete().and_then(|pod| pod.wait_for(MEANWHILE).map(|()| pod));
+    node.output(Command::new("nft").args(["delete", "table", "inet", "cut"]))?;
+    let result = expect_last("a node that was cut off", gone?.end()?, egress());
+    other.delete()?.end()?;
     scene.delete_policy()?;
     result
 }
@@ -160,6 +192,16 @@ impl<'a> Sending<'a> {
         self.scene.kubectl.run(delete)?;
         self.before = self.capture.lines().len();
         Ok(self)
+    }
+
+    /// Waits for so many more packets.
+    fn wait_for(&self, more: usize) -> Result<()> {
+        wait::until("packets of a pod that is gone", DEADLINE, || {
+            match self.capture.lines().len() - self.before {
+                seen if seen >= more => Ok(()),
+                seen => Err(seen.to_string()),
+            }
+        })
     }
 
     /// Waits until it is silent. Returns what came since the API server had it no more, by source.
