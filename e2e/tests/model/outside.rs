@@ -1,6 +1,6 @@
 //! A few worlds in the kernel: the bare topology with an agent on every node, and what the outside sees.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -69,9 +69,10 @@ impl Wanted {
 struct Lab {
     topology: Topology,
     agents: [Agent; 3],
-    /// Addresses of pods that a policy has selected in some world. One that no pod has any more keeps that verdict, as
-    /// its network is still up; how, is for the tests of pods that are gone.
-    selected: BTreeSet<IpAddr>,
+    /// The last pod that policies have selected with an address, by uid. When it is gone, the address keeps its verdict,
+    /// as the network is still up, and nobody tells the agent of an heir that is not selected: that is for the tests of
+    /// pods that are gone.
+    selected: BTreeMap<IpAddr, String>,
 }
 
 impl Lab {
@@ -81,7 +82,7 @@ impl Lab {
         Self {
             topology,
             agents,
-            selected: BTreeSet::new(),
+            selected: BTreeMap::new(),
         }
     }
 
@@ -89,7 +90,8 @@ impl Lab {
     fn program(&mut self, world: &World) {
         let outcome = plan(&world.known());
         let pods = outcome.plans.values().flat_map(|plan| &plan.pods);
-        self.selected.extend(pods.flat_map(|pod| &pod.ips));
+        let addresses = pods.flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.uid.clone())));
+        self.selected.extend(addresses);
         for (node, agent) in self.topology.nodes().iter().zip(&self.agents) {
             let report = agent.sync(Some(&outcome.plans[node.name]));
             report.unwrap_or_else(|error| panic!("{}: {error}\n{world}", node.name));
@@ -103,7 +105,12 @@ impl Lab {
                 for server in [SERVER, ELSEWHERE, API_SERVER].map(|s| s.of(family)) {
                     for pod in &node.pods {
                         let address = pod.address.of(family);
-                        if owner(world, address).is_none() && self.selected.contains(&address) {
+                        let uid = owner(world, address).map(|pod| &pod.metadata.uid);
+                        if self
+                            .selected
+                            .get(&address)
+                            .is_some_and(|before| Some(before) != uid)
+                        {
                             continue;
                         }
                         let verdict = verdict(world, address, server);
