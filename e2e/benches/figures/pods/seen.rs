@@ -10,10 +10,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use egressnat_e2e::netns::Netns;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 
 /// A line, and when it was read: seconds since 1970.
 pub type Line = (f64, String);
@@ -54,8 +50,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // One that has ended by itself has said all that it had to say.
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT);
+        // It has said all that was asked for, or has ended by itself.
+        let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = self.reader.take().map(JoinHandle::join);
     }

@@ -87,7 +87,10 @@ impl Wave {
             }
         })?;
         let plugin = watches.plugin.took()?;
-        let addresses = runtime.block_on(addresses(&api))?;
+        // With the gate, pods send before the API server knows their addresses.
+        let addresses = wait::until("each pod's address", DEADLINE, || {
+            runtime.block_on(addresses(&api))
+        })?;
         let starts = created
             .iter()
             .map(|(port, at)| watches.start_of(*at, &packets[port], addresses[port]))
@@ -107,6 +110,17 @@ impl Watches {
     fn start(cluster: &Cluster, pods: usize) -> Result<Self> {
         let echo = Netns::open(&cluster.site().netns("echo"))?;
         let last = FIRST_PORT + u16::try_from(pods)? - 1;
+        // An answer, be it that nobody listens, is work for both ends that is none of a pod's start.
+        echo.nft(&format!(
+            "table inet bench
+            delete table inet bench
+            table inet bench {{
+                chain input {{
+                    type filter hook input priority 0;
+                    meta l4proto {{ tcp, udp }} th dport {FIRST_PORT}-{last} drop
+                }}
+            }}"
+        ))?;
         // Of the right ones every tenth, the first among them: those whose payload ends with a 0.
         let filter = format!(
             "udp dst portrange {FIRST_PORT}-{last} and (not src host {} or udp[udp[4:2]-1:1] = 48)",
