@@ -10,9 +10,16 @@ use std::{
 
 use anyhow::{Context, Result};
 use egressnat_e2e::netns::Netns;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// A line, and when it was read: seconds since 1970.
 pub type Line = (f64, String);
+
+/// In seconds: a benchmark that is killed leaves nothing behind for longer.
+const LONGEST: &str = "600";
 
 /// A program that runs until this value is dropped.
 pub struct Watch {
@@ -24,9 +31,10 @@ pub struct Watch {
 impl Watch {
     /// Starts it in the namespace.
     pub fn start(netns: &Netns, command: &[&str]) -> Result<Self> {
-        let mut program = Command::new(command[0]);
+        let mut program = Command::new("timeout");
         program
-            .args(&command[1..])
+            .arg(LONGEST)
+            .args(command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
@@ -50,8 +58,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // It has said all that was asked for, or has ended by itself.
-        let _ = self.child.kill();
+        // `timeout` hands it on. It has said all that was asked for, or has ended by itself.
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let _ = self.child.wait();
         let _ = self.reader.take().map(JoinHandle::join);
     }
