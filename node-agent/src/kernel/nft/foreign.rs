@@ -17,7 +17,7 @@ use super::observe::{
 };
 use super::observe::{NFTA_RULE_CHAIN, NFTA_RULE_TABLE, raw_elements};
 use super::socket::Socket;
-use super::types::hook_number;
+use super::types::hook_of;
 use crate::model::Hook;
 use crate::owned;
 
@@ -168,16 +168,8 @@ fn table_name(family: u8, attrs: Attrs<'_>) -> Option<TableName> {
 /// The base chain that these attributes are of, if it is another program's and packets of pods may meet it.
 pub(super) fn base(family: u8, attrs: Attrs<'_>) -> Option<(TableName, Base)> {
     let hook = attrs.nested(NFTA_CHAIN_HOOK);
-    let number = hook.u32(NFTA_HOOK_HOOKNUM)?;
-    let hooks = [
-        Hook::Prerouting,
-        Hook::Input,
-        Hook::Forward,
-        Hook::Output,
-        Hook::Postrouting,
-    ];
     let base = Base {
-        hook: hooks.into_iter().find(|hook| hook_number(*hook) == number)?,
+        hook: hook_of(hook.u32(NFTA_HOOK_HOOKNUM)?)?,
         nat: attrs.text(NFTA_CHAIN_TYPE) == Some("nat"),
         priority: hook.u32(NFTA_HOOK_PRIORITY)? as i32,
         drops: attrs.u32(NFTA_CHAIN_POLICY) == Some(libc::NF_DROP as u32),

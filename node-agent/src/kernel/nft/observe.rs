@@ -10,7 +10,7 @@ use super::elements::{self, RawData, RawElement};
 use super::error::NftError;
 use super::foreign::TableName;
 use super::socket::Socket;
-use super::types::{data_type, hook_number, key_type};
+use super::types::{data_type, hook_of, key_type};
 use super::value::Value;
 use crate::diff::{ObservedChain, ObservedTable, SetType};
 use crate::model::{BaseChain, ChainKind, Data, DataType, ElementKey, Hook, KeyType, Set, Verdict};
@@ -306,14 +306,6 @@ fn base_chain(attrs: Attrs<'_>) -> Option<BaseChain> {
     attrs.get(NFTA_CHAIN_HOOK)?;
     let known = || {
         let hook = attrs.nested(NFTA_CHAIN_HOOK);
-        let number = hook.u32(NFTA_HOOK_HOOKNUM)?;
-        let hooks = [
-            Hook::Prerouting,
-            Hook::Input,
-            Hook::Forward,
-            Hook::Output,
-            Hook::Postrouting,
-        ];
         let kind = match attrs.text(NFTA_CHAIN_TYPE)? {
             "filter" => ChainKind::Filter,
             "nat" => ChainKind::Nat,
@@ -321,7 +313,7 @@ fn base_chain(attrs: Attrs<'_>) -> Option<BaseChain> {
         };
         (attrs.u32(NFTA_CHAIN_POLICY)? == libc::NF_ACCEPT as u32).then_some(BaseChain {
             kind,
-            hook: hooks.into_iter().find(|h| hook_number(*h) == number)?,
+            hook: hook_of(hook.u32(NFTA_HOOK_HOOKNUM)?)?,
             priority: hook.u32(NFTA_HOOK_PRIORITY)? as i32,
         })
     };

@@ -60,3 +60,15 @@ pub fn hook_number(hook: Hook) -> u32 {
         Hook::Postrouting => 4,
     }
 }
+
+/// The hook of this `NF_INET_*`; `None` for those of other kinds of tables.
+pub fn hook_of(number: u32) -> Option<Hook> {
+    let hooks = [
+        Hook::Prerouting,
+        Hook::Input,
+        Hook::Forward,
+        Hook::Output,
+        Hook::Postrouting,
+    ];
+    hooks.into_iter().find(|hook| hook_number(*hook) == number)
+}
