@@ -11,14 +11,14 @@ use egressnat_crds::plan::RepairedObject::{
     self, Chain, Element, FdbEntry, IpRule, Link, Neighbour, Route, Rule, Set, Sysctl, Table,
 };
 use egressnat_e2e::{
-    topology::{Node, Options, Packet, SEGMENT, SERVER, Tap, Topology},
+    topology::{Family, Node, Options, Packet, SEGMENT, SERVER, Tap, Topology},
     wait,
 };
 
 use crate::{
     agent::{Agent, Watch},
     lab::{Lab, ok},
-    plan::Policy,
+    plan::{Policy, plan},
     sender::{Sender, is_senders},
     snapshot::Snapshot,
 };
@@ -238,6 +238,20 @@ fn what_is_touched_beside_the_table_is_repaired_at_once_and_nothing_leaks() {
         scene.lab.source.dropped(DropReason::WrongDoor) > 0,
         "what was stopped"
     );
+}
+
+#[test]
+fn what_it_makes_itself_nobody_has_touched() {
+    let Scene { lab, policies } = Scene::new(&[]);
+    let source = &lab.topology.source;
+    // Its device is gone, made, and made anew, which takes the settings along.
+    let by = |underlay| Some(plan(&lab.topology, underlay, source, &policies));
+    for plan in [None, by(Family::V4), by(Family::V6)] {
+        lab.source.distrust();
+        let report = ok(lab.source.sync(plan.as_ref()));
+        assert!(report.net_steps > 0);
+        assert_eq!(report.touched, []);
+    }
 }
 
 /// Where the kernel lets others change the table, as before 6.9.

@@ -283,7 +283,7 @@ impl Datapath {
     /// has been changed.
     async fn read(&mut self, plan: &EgressPlanSpec) -> Result<Known, AgentError> {
         let mut network = self.rtnl.observe().await?;
-        self.compare(&mut network);
+        self.compare(&mut network)?;
         self.interfaces = interfaces(&network);
         let checked = to_check(plan);
         let readings = match checked {

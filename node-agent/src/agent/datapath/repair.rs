@@ -57,11 +57,12 @@ impl Datapath {
         }
     }
 
-    /// Keeps what is found for [`Datapath::touched`]. A route of another program in the place of one of ours is not in
-    /// our way, but in for repair: what we put takes its place. So is our device where it has been renamed.
-    pub(super) fn compare(&mut self, network: &mut Observed) {
+    /// Keeps what is found for [`Datapath::touched`], before anything of it is changed. A route of another program in
+    /// the place of one of ours is not in our way, but in for repair: what we put takes its place. So is our device
+    /// where it has been renamed.
+    pub(super) fn compare(&mut self, network: &mut Observed) -> Result<(), AgentError> {
         let Some(held) = &mut self.held else {
-            return;
+            return Ok(());
         };
         let has = |net: &Net, place: &ForeignRoute| {
             let mut routes = net.routes.iter();
@@ -81,7 +82,13 @@ impl Datapath {
                 .map(|NodeLink { index, name, .. }| Stray::Tunnel { index, name }),
         );
         foreign_routes.retain(|route| !has(&held.net, route) || has(net, route));
-        held.found = Some((net.clone(), strays.clone()));
+        // A device's settings come with it: those of one that we have yet to make nobody has touched.
+        let found = Net {
+            sysctls: self.rtnl.sysctls().observe(&held.net.sysctls)?,
+            ..net.clone()
+        };
+        held.found = Some((found, strays.clone()));
+        Ok(())
     }
 
     /// Reports what another hand has done since we last left the kernel as it should be.
@@ -95,8 +102,7 @@ impl Datapath {
             return Ok(());
         };
         if let Some((found, strays)) = &held.found {
-            let found = self.with_sysctls(found, desired)?;
-            report.touched = touched::net(&held.net, &found, &desired.net);
+            report.touched = touched::net(&held.net, found, &desired.net);
             report.touched.extend(strays.iter().filter_map(touched_by));
         }
         let strict = self.strict(desired)?.into_iter();
