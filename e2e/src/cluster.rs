@@ -1,6 +1,12 @@
 //! A whole cluster: up, down, and what a test asks of it in between.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{fmt::Display, fs, path::PathBuf, thread, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::Value;
 
 use crate::{
     control_plane,
@@ -22,6 +28,7 @@ use crate::{
 
 const PROXY_DEADLINE: Duration = Duration::from_secs(10);
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(10);
+const GATE_DEADLINE: Duration = Duration::from_secs(120);
 const CHART_NAMESPACE: &str = "egressnat-system";
 const COREDNS_MANIFEST: &str = include_str!("../manifests/coredns.yaml");
 const TSHOOT_MANIFEST: &str = include_str!("../manifests/net-tshoot.yaml");
@@ -97,6 +104,24 @@ impl Cluster {
         self.site.path("kubeconfig")
     }
 
+    /// A client of its API server, as the administrator.
+    ///
+    /// # Errors
+    /// When the kubeconfig does not lead to one.
+    pub async fn client(&self) -> Result<Client> {
+        let failed = |error: &dyn Display| {
+            Error::State(format!(
+                "failed to make a client of {}: {error}",
+                self.site.cluster()
+            ))
+        };
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).map_err(|error| failed(&error))?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .map_err(|error| failed(&error))?;
+        Client::try_from(config).map_err(|error| failed(&error))
+    }
+
     /// Its nodes, the control plane first.
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
@@ -168,6 +193,24 @@ impl Cluster {
             ])?;
         }
         Ok(())
+    }
+
+    /// Waits until pods wait for their verdict on every node, or on none.
+    ///
+    /// # Errors
+    /// After two minutes, with what the plans say instead.
+    pub fn wait_for_gate(&self, armed: bool) -> Result<()> {
+        wait::until("the plans to say whether pods wait", GATE_DEADLINE, || {
+            let get = ["get", "egressplans", "-o", "json"];
+            let text = self.kubectl.run(get).map_err(|error| error.to_string())?;
+            let plans: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let plans = plans["items"].as_array().into_iter().flatten();
+            let said: Vec<bool> = plans.map(is_armed).collect();
+            match said == [armed; NODES.len()] {
+                true => Ok(()),
+                false => Err(format!("{said:?}\n{text}")),
+            }
+        })
     }
 
     /// Runs kube-proxy in `mode` on every node, and returns when its rules are written (or gone).
@@ -312,6 +355,12 @@ pub fn down(site: &Site) -> Result<()> {
             left.join("\n")
         ))),
     }
+}
+
+/// By what a plan's status says of the start gate.
+fn is_armed(plan: &Value) -> bool {
+    let mut conditions = plan["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "Gate" && condition["status"] == "True")
 }
 
 fn start_proxy(site: &Site) -> Result<()> {

@@ -8,9 +8,8 @@ use k8s_openapi::{
     api::core::v1::{Namespace, Node, Pod},
 };
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -59,12 +58,7 @@ impl Server {
     /// # Errors
     /// When the kubeconfig does not lead to a client.
     pub async fn of(cluster: &Cluster) -> Result<Self> {
-        let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).map_err(state)?;
-        let options = KubeConfigOptions::default();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options)
-            .await
-            .map_err(state)?;
-        let client = Client::try_from(config).map_err(state)?;
+        let client = cluster.client().await?;
         Ok(Self { client })
     }
 

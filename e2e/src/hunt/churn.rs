@@ -15,12 +15,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     api::{Grace, Server},
     goal::Goal,
-    place::{FIRST_PORT, LABEL, NAMESPACES, VALUES},
+    place::{FIRST_PORT, LABEL},
     random::Random,
-    timeline::{Time, Timeline},
+    timeline::Time,
     world::{Pod, World, lock, now},
 };
-use crate::{error::Result, site::NODES};
+use crate::error::Result;
 
 /// Pods are numbered.
 const PREFIX: &str = "hunt-";
@@ -131,18 +131,7 @@ fn census(world: &World) -> (usize, usize) {
 
 /// The next pod.
 fn draw(random: &mut Random, number: usize) -> (u16, Pod, bool) {
-    let pod = Pod {
-        name: format!("{PREFIX}{number}"),
-        namespace: random.below(NAMESPACES.len()),
-        node: random.below(NODES.len()),
-        uid: String::new(),
-        created: 0,
-        deleted: None,
-        removed: None,
-        started: None,
-        heard: None,
-        label: Timeline::new(random.pick(&VALUES)),
-    };
+    let pod = Pod::draw(random, format!("{PREFIX}{number}"));
     (port(number), pod, random.one_in(2))
 }
 

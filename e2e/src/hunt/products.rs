@@ -8,9 +8,9 @@ use super::{
     judge::{Judgement, judge},
     model::applies,
     packet::{Packet, What},
-    place::{EGRESS, FIRST_PORT, OUTSIDE, VALUES},
+    place::{EGRESS, FIRST_PORT, OUTSIDE},
     random::Random,
-    timeline::{Time, Timeline},
+    timeline::Time,
     world::{Pod, World},
 };
 use crate::site::NODES;
@@ -55,18 +55,7 @@ fn wrong(world: &World, at: Time, sources: &Sources) -> usize {
 fn world(random: &mut Random) -> World {
     let mut world = World::new();
     for port in (FIRST_PORT..).take(PODS) {
-        let pod = Pod {
-            name: format!("hunt-{port}"),
-            namespace: random.below(2),
-            node: random.below(NODES.len()),
-            uid: String::new(),
-            created: 0,
-            deleted: None,
-            removed: None,
-            started: None,
-            heard: None,
-            label: Timeline::new(random.pick(&VALUES)),
-        };
+        let pod = Pod::draw(random, format!("hunt-{port}"));
         world.pods.insert(port, pod);
     }
     world

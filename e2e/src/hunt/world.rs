@@ -10,6 +10,7 @@ use super::{
     change::{Change, Trouble},
     model::{Label, Labels, Policy, possible_sources},
     place::{NAMESPACES, Source, VALUES},
+    random::Random,
     timeline::{Time, Timeline},
 };
 use crate::site::NODES;
@@ -231,6 +232,23 @@ impl World {
 }
 
 impl Pod {
+    /// One that is not there yet, in any namespace, on any node, with any label.
+    #[must_use]
+    pub fn draw(random: &mut Random, name: String) -> Self {
+        Self {
+            name,
+            namespace: random.below(NAMESPACES.len()),
+            node: random.below(NODES.len()),
+            uid: String::new(),
+            created: 0,
+            deleted: None,
+            removed: None,
+            started: None,
+            heard: None,
+            label: Timeline::new(random.pick(&VALUES)),
+        }
+    }
+
     fn life(&self) -> impl Iterator<Item = (Time, &str)> {
         let life = [
             (Some(self.created), "created"),

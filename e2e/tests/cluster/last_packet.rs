@@ -22,7 +22,6 @@ use serde_json::json;
 use crate::{
     Test,
     scene::{DEADLINE, EGRESS, Scene, WORKER},
-    start_gate::expect_gate,
 };
 
 pub const TESTS: &[Test] = &[
@@ -58,7 +57,7 @@ fn of_a_pod_that_is_deleted_by_force_has_the_policys_address(
     let scene = prepared(cluster)?;
     let result = [false, true].into_iter().try_for_each(|gate| {
         cluster.install_chart_with(&[&format!("startGate.enabled={gate}")])?;
-        expect_gate(&scene, gate)?;
+        cluster.wait_for_gate(gate)?;
         let what = format!("startGate.enabled={gate}");
         expect_last(
             &what,

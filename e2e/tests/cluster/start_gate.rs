@@ -38,7 +38,7 @@ pub fn the_first_packets_of_pods_have_the_policys_address(
     let scene = Scene::new(cluster)?;
     scene.apply_policy(json!({}))?;
     cluster.install_chart_with(&["startGate.enabled=false"])?;
-    expect_gate(&scene, false)?;
+    cluster.wait_for_gate(false)?;
     let result = without_and_with(&scene);
     cluster.install_chart()?;
     scene.delete_policy()?;
@@ -51,7 +51,7 @@ fn without_agents_only_pods_that_a_policy_may_select_wait(
 ) -> std::result::Result<(), Failed> {
     let scene = Scene::new(cluster)?;
     scene.apply_policy(json!({}))?;
-    expect_gate(&scene, true)?;
+    cluster.wait_for_gate(true)?;
     place_agents(&scene, json!({"no": "node"}))?;
     let gone = [
         "-n",
@@ -148,7 +148,7 @@ fn without_and_with(scene: &Scene) -> std::result::Result<(), Failed> {
         "without the gate all were right: {without:#?}"
     );
     scene.cluster.install_chart()?;
-    expect_gate(scene, true)?;
+    scene.cluster.wait_for_gate(true)?;
     let with = first_packets(scene, "gated")?;
     assert!(with.values().all(|seen| seen == EGRESS[0]), "{with:#?}");
     Ok(())
@@ -212,24 +212,4 @@ pub fn expect_chain(scene: &Scene, plugins: &[&str]) -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// Waits until pods wait for their verdict on every node, or on none.
-pub fn expect_gate(scene: &Scene, armed: bool) -> Result<()> {
-    wait::until("the plans to say whether pods wait", DEADLINE, || {
-        let get = ["get", "egressplans", "-o", "json"];
-        let text = scene.kubectl.run(get).map_err(|error| error.to_string())?;
-        let plans: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        let plans = plans["items"].as_array().into_iter().flatten();
-        let said: Vec<bool> = plans.map(is_armed).collect();
-        match said == [armed; 3] {
-            true => Ok(()),
-            false => Err(format!("{said:?}\n{text}")),
-        }
-    })
-}
-
-fn is_armed(plan: &Value) -> bool {
-    let mut conditions = plan["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.any(|c| c["type"] == "Gate" && c["status"] == "True")
 }

@@ -18,7 +18,6 @@ use egressnat_e2e::{
     progress::Progress,
     site::{CONTROL_PLANE, Site},
     temporary::Temporary,
-    wait,
 };
 use serde_json::{Value, json};
 
@@ -82,26 +81,7 @@ fn install(cluster: &Cluster, gate: bool) -> Result<()> {
         "egressnatpolicy",
         POLICY,
     ])?;
-    Ok(wait::until(
-        "the plans to say whether pods wait",
-        DEADLINE,
-        || {
-            let text = kubectl
-                .run(["get", "egressplans", "-o", "json"])
-                .map_err(|error| error.to_string())?;
-            let plans: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            let plans: Vec<&Value> = plans["items"].as_array().into_iter().flatten().collect();
-            match plans.len() == 3 && plans.iter().all(|plan| is_armed(plan) == gate) {
-                true => Ok(()),
-                false => Err(text),
-            }
-        },
-    )?)
-}
-
-fn is_armed(plan: &Value) -> bool {
-    let mut conditions = plan["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.any(|condition| condition["type"] == "Gate" && condition["status"] == "True")
+    Ok(cluster.wait_for_gate(gate)?)
 }
 
 /// The control plane is the gateway, the pods are on the other nodes.

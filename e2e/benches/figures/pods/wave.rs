@@ -17,9 +17,8 @@ use egressnat_e2e::{
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{DeleteParams, ListParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
@@ -75,7 +74,7 @@ impl Wave {
     /// Creates the pods, watches them until each has sent with the right address, and deletes them.
     pub fn run(cluster: &Cluster, pods: usize) -> Result<Self> {
         let runtime = tokio::runtime::Runtime::new()?;
-        let api = runtime.block_on(api(cluster))?;
+        let api = Api::namespaced(runtime.block_on(cluster.client())?, NAMESPACE);
         let watches = Watches::start(cluster, pods)?;
         let created = runtime.block_on(create(&api, pods))?;
         let packets = wait::until("each pod's packets with the policy's address", DEADLINE, || {
@@ -197,12 +196,6 @@ fn packets(lines: &[Line]) -> BTreeMap<u16, Packets> {
         }
     }
     packets
-}
-
-async fn api(cluster: &Cluster) -> Result<Api<Pod>> {
-    let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig())?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Api::namespaced(Client::try_from(config)?, NAMESPACE))
 }
 
 /// Creates them one after the other at [`RATE`], whatever the kubelets do; returns when, by port.
