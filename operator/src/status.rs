@@ -4,7 +4,6 @@
 //! the same as the one on the API server is equal to it, times included, and is not written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use egressnat_crds::EgressNATPolicyStatus;
 use egressnat_crds::policy::GatewayStatus;
@@ -12,21 +11,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::backlog::Backlog;
-use crate::condition::{ConditionType, Reason, Verdict, some_of};
+use crate::condition::{ConditionType, Reason, Verdict};
+use crate::missing::{self, Missing};
 use crate::plan::{GatewayOutcome, PolicyOutcome, lost};
+use crate::programmed::{self, Progress};
 use crate::world::{Policy, World};
 use crate::{exhausted, gated, next_hop};
-
-/// How far a node is with its plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// Its agent says that the kernel holds the plan.
-    Programmed,
-    /// The plan is not yet written, or the agent has not yet said so.
-    Pending,
-    /// Its agent says why it cannot.
-    Failed(String),
-}
 
 /// The statuses of the policies `names` that differ from those on the API server, by policy name.
 pub fn due(
@@ -50,23 +40,6 @@ pub fn due(
     due
 }
 
-/// How far a node is with a policy, by what its agent says of the plan that it should have. One that waits for a
-/// gateway is not yet where it should be.
-fn progress(node: &str, outcome: &PolicyOutcome, world: &World, backlog: &Backlog) -> Progress {
-    let Some(existing) = world.plans.get(node).filter(|_| backlog.is_written(node)) else {
-        return Progress::Pending;
-    };
-    let ready = existing.status.conditions.iter().find(|c| c.type_ == "Ready");
-    let current = existing.status.observed_generation == Some(existing.generation);
-    let mut gateways = outcome.gateways.iter();
-    let waits = gateways.any(|gateway| backlog.rollout().waits(node, gateway.id));
-    match ready {
-        Some(c) if c.status == "True" && current && !waits => Progress::Programmed,
-        Some(c) if c.status == "False" => Progress::Failed(format!("{}: {}", c.reason, c.message)),
-        _ => Progress::Pending,
-    }
-}
-
 fn status(
     policy: &Policy,
     outcome: &PolicyOutcome,
@@ -75,17 +48,17 @@ fn status(
     exhausted: Option<String>,
     now: Timestamp,
 ) -> EgressNATPolicyStatus {
-    let missing = missing_addresses(outcome, world);
+    let missing = missing::addresses(outcome, world);
     let nodes = outcome.nodes.iter().map(String::as_str);
     let nodes: Vec<(&str, Progress)> = nodes
-        .map(|node| (node, progress(node, outcome, world, backlog)))
+        .map(|node| (node, programmed::progress(node, outcome, world, backlog)))
         .collect();
     let programmed = nodes.iter().filter(|(_, p)| *p == Progress::Programmed).count();
     let degraded = degraded_verdict(outcome, &missing, next_hop::message(outcome, world), exhausted);
     let verdict = |of: ConditionType| match of {
         ConditionType::Accepted => outcome.accepted.clone(),
         ConditionType::GatewayReady => outcome.gateway_ready.clone(),
-        ConditionType::Programmed => programmed_verdict(outcome, &nodes, programmed, &missing),
+        ConditionType::Programmed => programmed::verdict(outcome, &nodes, programmed, &missing),
         ConditionType::Degraded => degraded.clone(),
         ConditionType::Gated => gated::verdict(outcome, world),
     };
@@ -150,68 +123,6 @@ fn condition(of: ConditionType, verdict: Verdict, policy: &Policy, now: Timestam
     }
 }
 
-/// Addresses that are missing, by node.
-type Missing<'a> = BTreeMap<&'a str, BTreeSet<IpAddr>>;
-
-/// The addresses that the gateways' agents do not find on their nodes, by node.
-fn missing_addresses<'a>(outcome: &'a PolicyOutcome, world: &World) -> Missing<'a> {
-    let mut by_node = Missing::new();
-    for gateway in outcome.gateways.iter().filter_map(|g| g.gateway.as_ref()) {
-        let plan = world.plans.get(&gateway.node);
-        let missing = plan.map_or(&[][..], |p| &p.status.missing_addresses);
-        for address in gateway.addresses.iter().filter(|a| missing.contains(a)) {
-            by_node.entry(&gateway.node).or_default().insert(*address);
-        }
-    }
-    by_node
-}
-
-fn programmed_verdict(
-    outcome: &PolicyOutcome,
-    nodes: &[(&str, Progress)],
-    programmed: usize,
-    missing: &Missing<'_>,
-) -> Verdict {
-    if !outcome.accepted.holds {
-        return Verdict::no(Reason::NotAccepted, "the spec is not accepted");
-    }
-    if outcome.gateways.iter().all(|g| g.gateway.is_none()) {
-        return Verdict::no(
-            Reason::NoGateway,
-            "there is no gateway: see condition GatewayReady",
-        );
-    }
-    let failed = nodes.iter().filter_map(|(name, p)| match p {
-        Progress::Failed(why) => Some((*name, why)),
-        Progress::Programmed | Progress::Pending => None,
-    });
-    let failed: Vec<(&str, &String)> = failed.collect();
-    if let Some((first, why)) = failed.first() {
-        let names = some_of(failed.iter().map(|(name, _)| *name));
-        let message = format!("{names} cannot program it; {first} says: {why}");
-        return Verdict::no(Reason::NodeFailed, message);
-    }
-    if !missing.is_empty() {
-        return Verdict::no(Reason::AddressMissing, missing_message(missing));
-    }
-    let concerned = nodes.len();
-    if programmed < concerned {
-        let waiting = nodes
-            .iter()
-            .filter(|(_, p)| *p != Progress::Programmed)
-            .map(|(name, _)| *name);
-        let message = format!(
-            "{programmed} of {concerned} nodes are programmed; waiting for {}",
-            some_of(waiting)
-        );
-        return Verdict::no(Reason::Progressing, message);
-    }
-    Verdict::yes(
-        Reason::Programmed,
-        format!("{concerned} of {concerned} nodes are programmed"),
-    )
-}
-
 fn degraded_verdict(
     outcome: &PolicyOutcome,
     missing: &Missing<'_>,
@@ -220,7 +131,7 @@ fn degraded_verdict(
 ) -> Verdict {
     let mut reasons = outcome.degraded.clone();
     if !missing.is_empty() {
-        reasons.push((Reason::AddressMissing, missing_message(missing)));
+        reasons.push((Reason::AddressMissing, missing::message(missing)));
     }
     reasons.extend(stranded.map(|message| (Reason::NextHopMissing, message)));
     reasons.extend(exhausted.map(|message| (Reason::PortsExhausted, message)));
@@ -231,18 +142,6 @@ fn degraded_verdict(
             Verdict::yes(*reason, messages.join(". "))
         }
     }
-}
-
-fn missing_message(missing: &Missing<'_>) -> String {
-    let sentence = |(node, addresses): (&&str, &BTreeSet<IpAddr>)| {
-        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        let addresses = addresses.join(" and ");
-        format!(
-            "{node} does not hold {addresses}: its packets are dropped; add the address to an interface of {node}"
-        )
-    };
-    let sentences: Vec<String> = missing.iter().map(sentence).collect();
-    sentences.join(". ")
 }
 
 fn count(n: usize) -> u32 {

@@ -3,20 +3,19 @@
 
 use std::net::IpAddr;
 
-use egressnat_crds::EgressNATPolicyStatus;
-use egressnat_crds::plan::EgressPlanStatus;
-use egressnat_crds::policy::GatewayStatus;
 use egressnat_operator::convert;
-use egressnat_operator::plan::{GatewayOutcome, Outcome, PolicyOutcome};
 use egressnat_operator::store::{Change, Delta, Store};
-use egressnat_operator::world::{ExistingPlan, World};
+use egressnat_operator::world::World;
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+mod objects;
+mod programmed;
 mod strategies;
 
+pub use objects::namespace_changes;
+pub use programmed::{program, ready, status};
 pub use strategies::seeds;
 
 /// Destinations that contain one another, at both ends of both families.
@@ -125,12 +124,12 @@ enum GatewaySeed {
     /// A pair of addresses of each of these nodes, or one of each, if they are not of both families.
     Pairs(Vec<usize>, Families),
     Chosen,
-    /// By entries of [`entry_of`], and by how zones matter.
+    /// By entries of [`objects::entry_of`], and by how zones matter.
     Several(Vec<usize>, &'static str),
     Unheld,
 }
 
-/// The entry of [`entry_of`] that names an IPv4 address.
+/// The entry of [`objects::entry_of`] that names an IPv4 address.
 const NAMED: usize = 5;
 
 impl Seeds {
@@ -236,40 +235,9 @@ impl NodeSeed {
         Change::Nodes(Delta::Set(self.name(), convert::node(read(node.object()))))
     }
 
-    fn object(&self) -> Value {
-        let n = self.number;
-        let ranges = match self.ranges {
-            true => json!([format!("10.244.{n}.0/24"), format!("fd00:10:244:{n}::/64")]),
-            false => json!([]),
-        };
-        let addresses = match self.addresses {
-            true => json!([
-                {"type": "InternalIP", "address": v4_of(n)},
-                {"type": "InternalIP", "address": v6_of(n)},
-            ]),
-            false => json!([]),
-        };
-        let ready = if self.ready { "True" } else { "False" };
-        json!({
-            "metadata": {"name": self.name(), "uid": self.name(), "labels": self.labels()},
-            "spec": {"podCIDRs": ranges},
-            "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": ready}]},
-        })
-    }
-}
-
-impl NodeSeed {
     /// Its zone, if it is in one.
     pub fn zone(&self) -> Option<String> {
         (self.number < 3).then(|| format!("zone-{}", self.number % 2))
-    }
-
-    fn labels(&self) -> Value {
-        let mut labels = json!({"name": self.name()});
-        if let Some(zone) = self.zone() {
-            labels["topology.kubernetes.io/zone"] = json!(zone);
-        }
-        labels
     }
 }
 
@@ -301,22 +269,6 @@ impl PodSeed {
     fn key(&self) -> String {
         format!("{}/{}", namespace(self.namespace), self.uid())
     }
-
-    fn object(&self) -> Value {
-        let ips: Vec<Value> = self.ips().iter().map(|ip| json!({"ip": ip})).collect();
-        json!({
-            "metadata": {
-                "namespace": namespace(self.namespace),
-                "name": self.uid(),
-                "uid": self.uid(),
-                "creationTimestamp": time(self.created),
-                "deletionTimestamp": self.deleting.then(|| time(100)),
-                "labels": {"app": app(self.app)},
-            },
-            "spec": {"nodeName": self.node(), "hostNetwork": self.host_network},
-            "status": {"phase": self.phase, "podIPs": ips},
-        })
-    }
 }
 
 impl PolicySeed {
@@ -338,143 +290,6 @@ impl PolicySeed {
             _ => None,
         }
     }
-
-    fn object(&self) -> Value {
-        let entries: Vec<Value> = self.entries.iter().map(entry_object).collect();
-        let mut spec = json!({
-            "priority": self.priority,
-            "selectors": entries,
-            "destinationCIDRs": cidrs(&self.destinations),
-            "excludedCIDRs": cidrs(&self.exclusions),
-            "noGateway": if self.node_ip { "NodeIP" } else { "Drop" },
-        });
-        let (field, value) = match &self.gateway {
-            GatewaySeed::V4(n) => ("egressSourceIP", json!(v4_of(*n))),
-            GatewaySeed::V6(n) => ("egressSourceIP", json!(v6_of(*n))),
-            GatewaySeed::Pairs(nodes, families) => {
-                let (v4, v6) = (nodes.iter().map(|n| v4_of(*n)), nodes.iter().map(|n| v6_of(*n)));
-                let addresses: Vec<String> = match families {
-                    Families::V4 => v4.collect(),
-                    Families::V6 => v6.collect(),
-                    Families::Both => v4.chain(v6).collect(),
-                };
-                ("egressSourceIPs", json!(addresses))
-            }
-            GatewaySeed::Several(entries, affinity) => {
-                spec["zoneAffinity"] = json!(affinity);
-                let entries: Vec<Value> = entries.iter().map(|n| entry_of(*n)).collect();
-                ("egressGateways", json!(entries))
-            }
-            GatewaySeed::Chosen => ("egressGateway", json!({"nodeSelector": {}})),
-            GatewaySeed::Unheld => ("egressSourceIP", json!("192.0.2.99")),
-        };
-        spec[field] = value;
-        if let Some(ports) = self.ports {
-            spec["sourcePorts"] = json!(ports);
-        }
-        json!({
-            "apiVersion": "egressnat.io/v1alpha1",
-            "kind": "EgressNATPolicy",
-            "metadata": {
-                "name": self.name(),
-                "uid": format!("{}-{}-{}", self.name(), self.priority, self.entries.len()),
-                "generation": 1,
-                "creationTimestamp": time(self.created),
-            },
-            "spec": spec,
-        })
-    }
-}
-
-/// Namespaces that lose their label, or have another's.
-pub fn namespace_changes() -> impl Iterator<Item = Change> {
-    let labels = [
-        json!({}),
-        json!({"name": namespace(0)}),
-        json!({"name": namespace(1)}),
-    ];
-    let pairs = (0..2).flat_map(move |n| labels.clone().map(|labels| (n, labels)));
-    let labelled = pairs.map(|(n, labels)| {
-        let object = json!({"metadata": {"name": namespace(n), "labels": labels}});
-        Change::Namespaces(Delta::Set(namespace(n), convert::namespace(read(object))))
-    });
-    labelled.chain((0..2).map(|n| Change::Namespaces(Delta::Gone(namespace(n)))))
-}
-
-/// What of a status is read again: ids and gateways.
-pub fn status(outcome: &PolicyOutcome) -> EgressNATPolicyStatus {
-    let gateway = |made: &GatewayOutcome| GatewayStatus {
-        node: made.gateway.as_ref().map(|g| g.node.clone()).unwrap_or_default(),
-        key: made.key.map(|key| key.to_string()),
-        id: made.key.map(|_| made.id),
-        ..GatewayStatus::default()
-    };
-    EgressNATPolicyStatus {
-        id: outcome.id,
-        gateways: outcome.gateways.iter().map(gateway).collect(),
-        matched_pods: u32::try_from(outcome.matched_pods).unwrap(),
-        ..EgressNATPolicyStatus::default()
-    }
-}
-
-/// Makes the world as it is when every plan is written and every agent has done its work.
-pub fn program(world: &mut World, outcome: &Outcome) {
-    world.plans = outcome
-        .plans
-        .iter()
-        .map(|(node, spec)| {
-            let plan = ExistingPlan {
-                uid: node.clone(),
-                owner: Some(world.nodes[node].uid.clone()),
-                generation: 1,
-                spec: spec.clone(),
-                status: EgressPlanStatus {
-                    observed_generation: Some(1),
-                    conditions: vec![ready()],
-                    ..EgressPlanStatus::default()
-                },
-            };
-            (node.clone(), plan)
-        })
-        .collect();
-}
-
-/// What an agent says of a plan that its kernel holds.
-pub fn ready() -> Condition {
-    Condition {
-        last_transition_time: Time(time(0)),
-        message: String::new(),
-        observed_generation: Some(1),
-        reason: "Programmed".into(),
-        status: "True".into(),
-        type_: "Ready".into(),
-    }
-}
-
-/// An entry of `egressGateways`: one of four nodes, any node, or the node with an address.
-fn entry_of(n: usize) -> Value {
-    match n {
-        NAMED => json!({"nodeSelector": {}, "egressIP": v4_of(0)}),
-        4 => json!({"nodeSelector": {}}),
-        n => json!({"nodeSelector": {"matchLabels": {"name": node_name(n)}}}),
-    }
-}
-
-fn entry_object(
-    (namespace_wanted, app_wanted, node_wanted): &(Option<usize>, Option<usize>, Option<usize>),
-) -> Value {
-    let mut entry = json!({});
-    if let Some(n) = namespace_wanted {
-        entry["namespaceSelector"] = json!({"matchLabels": {"name": namespace(*n)}});
-    }
-    if let Some(n) = app_wanted {
-        entry["podSelector"] =
-            json!({"matchExpressions": [{"key": "app", "operator": "In", "values": [app(*n)]}]});
-    }
-    if let Some(n) = node_wanted {
-        entry["nodeSelector"] = json!({"matchLabels": {"name": node_name(*n)}});
-    }
-    entry
 }
 
 fn cidrs(indexes: &[usize]) -> Vec<IpNet> {
@@ -485,21 +300,9 @@ fn namespace(n: usize) -> String {
     format!("namespace-{n}")
 }
 
-fn app(n: usize) -> String {
-    format!("app-{n}")
-}
-
 /// The name of one of four nodes.
 pub fn node_name(n: usize) -> String {
     format!("node-{n}")
-}
-
-fn v4_of(n: usize) -> String {
-    format!("172.18.0.{}", n + 1)
-}
-
-fn v6_of(n: usize) -> String {
-    format!("fc00::{}", n + 1)
 }
 
 fn read<T: serde::de::DeserializeOwned>(object: Value) -> T {
