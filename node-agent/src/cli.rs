@@ -46,6 +46,9 @@ pub struct Cli {
     /// repaired.
     #[arg(long, env = "OWN_TABLE", default_value_t = true, action = ArgAction::Set)]
     pub own_table: bool,
+    /// Drops what leaves with a pod's source by another link than the one that the node's routes lead to the pod by.
+    #[arg(long, env = "CHECK_SOURCES", default_value_t = true, action = ArgAction::Set)]
+    pub check_sources: bool,
     /// The start gate.
     #[command(flatten)]
     pub gate: GateFlags,

@@ -43,6 +43,14 @@ pub struct Facts {
     /// anything that may turn out to be.
     #[serde(default)]
     pub released: Option<Released>,
+    /// The links, by index, behind each of which is one selected pod and nothing else. Of a pod that shares a link, as
+    /// on a bridge, there is none.
+    #[serde(default)]
+    pub links: BTreeSet<u32>,
+    /// Pods send by other links than those by which the node's routes lead to them, so that it cannot be seen whose a
+    /// source is.
+    #[serde(default)]
+    pub sources_unchecked: bool,
 }
 
 /// The ends of connections that policies have given up with their pods: each of these pods had one to some of these

@@ -50,6 +50,9 @@ pub const RELEASED: &str = "released";
 /// See [`RELEASED`].
 pub const RELEASED_TO: &str = "released_to";
 
+/// Name of the set of links behind each of which is one selected pod and nothing else, by index.
+pub const POD_LINKS: &str = "pod_links";
+
 /// What VXLAN adds to a packet on an IPv4 underlay: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 octets.
 pub const OVERHEAD_V4: u32 = 50;
 
@@ -170,6 +173,9 @@ pub enum Drop {
     /// A packet of a connection that a policy gave up with its pod: no NAT would touch it, or its server would take it
     /// for a stranger's.
     Released,
+    /// With a source that the node's routes do not reach by the link that it came in by: a selected pod's address from
+    /// elsewhere, or another address from a selected pod.
+    Forged,
     /// A policy's packet on its way out by another door than its gateway's.
     WrongDoor,
     /// To the tunnel's port, from an address that is no peer's.
@@ -189,12 +195,13 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Drop; 12] = [
+    pub const ALL: [Drop; 13] = [
         Drop::NoGateway,
         Drop::NoAddress,
         Drop::Unplaced,
         Drop::Older,
         Drop::Released,
+        Drop::Forged,
         Drop::WrongDoor,
         Drop::NotPeer,
         Drop::Spoofed,
@@ -219,6 +226,7 @@ impl Drop {
             Self::Unplaced => "drop_unplaced",
             Self::Older => "drop_older",
             Self::Released => "drop_released",
+            Self::Forged => "drop_forged",
             Self::WrongDoor => "drop_wrong_door",
             Self::NotPeer => "drop_not_peer",
             Self::Spoofed => "drop_spoofed",

@@ -88,6 +88,7 @@ fn numbers_and_ranges_become_flags() {
         "startGate.cniBinDir=/usr/lib/cni",
         "startGate.cniConfDir=/etc/net.d",
         "startGate.kubeletDir=/data/kubelet",
+        "agent.checkSources=false",
     ];
     let objects = render(&values).unwrap();
     let args =
@@ -104,6 +105,7 @@ fn numbers_and_ranges_become_flags() {
             "--rule-priority=800",
             "--route-table-base=8000",
             "--proc-sys-net=/host/proc/sys/net",
+            "--check-sources=false",
             "--gate",
             "--gate-timeout-seconds=8",
             "--gate-on-timeout=Allow",

@@ -339,8 +339,8 @@ fn a_pod_that_comes_leaves_by_the_interface_as_well() {
     let report = ok(lab.gateway.sync(Some(&lab.plan(gateway, &both))));
     assert_eq!(
         (report.nft_steps, report.net_steps),
-        (2, 0),
-        "one element in each family"
+        (3, 0),
+        "one element in each family, and the pod's link"
     );
     let address = uplink(&lab.topology).address;
     for family in FAMILIES {

@@ -1,72 +1,35 @@
-//! Pods that send with sources that are not theirs.
+//! Pods that send with sources that are not theirs, on a node whose own reverse path filter lets them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 
+use egressnat_agent::owned::Drop;
 use egressnat_e2e::topology::{
-    Dual, FAMILIES, Family, Options, Packet, SEGMENT, SERVER, Topology, Transport, inject, knock_udp,
-    udp_datagram,
+    self, Dual, FAMILIES, Family, Flags, Options, Pod, SEGMENT, SERVER, Topology, Transport, inject,
+    knock_udp, tcp_segment, udp_datagram,
 };
 
 use crate::{
-    lab::{Lab, ok},
+    lab::{Lab, assert_dropped, ok},
     plan::Policy,
 };
 
 /// Nobody's address.
 const FOREIGN: Dual = Dual::new([203, 0, 113, 9], [0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 9]);
-/// The port from which spoofed packets come; the first of one for each source.
-const PORT: u16 = 3000;
+/// To these ports packets go that are not as they should be, and nothing else.
+const PORTS: [u16; 2] = [3000, 3001];
+const UNCHECKED: &[&str] = &["--check-sources", "false"];
 
-/// Another pod that is unselected, one of another policy, the node, an egress address, nobody.
-fn sources(lab: &Lab) -> [Dual; 5] {
+/// A lab whose node filters by no reverse path, with agents of these arguments. Pods 0 and 2 have a policy each.
+fn lab(arguments: &[&str], connect: impl Fn(&Topology)) -> Lab {
+    let mut lab = Lab::new(Options::default());
+    lab.stop_agents();
+    lab.start_agents_with(arguments);
+    connect(&lab.topology);
     let Topology { source, gateway, .. } = &lab.topology;
-    [
-        source.pods[1].address,
-        source.pods[2].address,
-        source.address,
-        gateway.egress,
-        FOREIGN,
-    ]
-}
-
-fn port(packet: &Packet) -> Option<u16> {
-    match packet.transport {
-        Transport::Udp(_, port) => Some(port),
-        _ => None,
-    }
-}
-
-/// Sends one with each source, and returns what was seen outside of each.
-fn seen(lab: &Lab, family: Family) -> Vec<Option<IpAddr>> {
-    let pod = &lab.topology.source.pods[0];
-    let mut tap = ok(lab.topology.tap());
-    for (source, port) in sources(lab).iter().zip(PORT..) {
-        let (from, to) = (
-            SocketAddr::new(source.of(family), 999),
-            SocketAddr::new(SERVER.of(family), port),
-        );
-        ok(inject(&pod.netns, &ok(udp_datagram(from, to, b"not mine"))));
-    }
-    // Another packet, so that whatever was to be seen has been seen.
-    ok(knock_udp(&pod.netns, SERVER.of(family)));
-    ok(tap.wait_for("the pod's own", |p| {
-        p.source == lab.topology.gateway.egress.of(family)
-    }));
-    let packets = ok(tap.packets()).to_vec();
-    let ports = (PORT..).take(sources(lab).len());
-    let source = |wanted| packets.iter().find(|p| port(p) == Some(wanted)).map(|p| p.source);
-    ports.map(source).collect()
-}
-
-/// IPv6 has no setting for it: this is what firewalld and others have.
-const FILTER_V6: &str = "table ip6 filter_v6 { chain prerouting { type filter hook prerouting priority -300;\n\
-    ip6 saddr != fe80::/10 fib saddr . iif oif missing drop\n}\n}";
-
-/// A pod is known by its address. That it sends with none but its own is for the node's reverse path filter to see to.
-#[test]
-fn with_a_source_that_is_not_its_own_nothing_leaves_a_node_that_filters_by_reverse_path() {
-    let lab = Lab::new(Options::default());
-    let Topology { source, gateway, .. } = &lab.topology;
+    let off = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done";
+    ok(source.netns.output(Command::new("sh").args(["-c", off])));
     let policies = [
         (7, &source.pods[0], gateway.egress),
         (8, &source.pods[2], gateway.secondary),
@@ -75,30 +38,176 @@ fn with_a_source_that_is_not_its_own_nothing_leaves_a_node_that_filters_by_rever
         &policies
             .map(|(id, pod, addresses)| Policy::new(id).to(&SEGMENT).via(gateway, addresses).select(pod)),
     );
-    let others = |family| seen(&lab, family).into_iter().flatten().collect::<Vec<_>>();
+    lab
+}
 
-    ok(source.netns.nft(FILTER_V6));
+/// Sends a datagram and a segment of no connection with each source, and returns those seen outside.
+fn seen(lab: &Lab, family: Family, pod: &Pod, sources: &[Dual]) -> BTreeSet<IpAddr> {
+    let Topology { source, gateway, .. } = &lab.topology;
+    let mut tap = ok(lab.topology.tap());
+    let to = PORTS.map(|port| SocketAddr::new(SERVER.of(family), port));
+    // A connection that is there already would take in another pod's packets.
+    let place = source
+        .pods
+        .iter()
+        .position(|of_node| of_node.address == pod.address);
+    let first = place.map_or(1000, |place| 1000 + 100 * place as u16);
+    for (address, port) in sources.iter().zip(first..) {
+        let from = SocketAddr::new(address.of(family), port);
+        ok(inject(&pod.netns, &ok(udp_datagram(from, to[0], b"not mine"))));
+        ok(inject(&pod.netns, &ok(tcp_segment(from, to[1], Flags::Rst))));
+    }
+    // Other packets by both ways, so that whatever was to be seen has been seen.
+    for (pod, expected) in [(0, gateway.egress), (1, source.address)] {
+        ok(knock_udp(&source.pods[pod].netns, SERVER.of(family)));
+        let is_it = |t: &Transport| matches!(t, Transport::Udp(_, topology::PORT));
+        ok(tap.wait_for("the pod's own", |p| {
+            is_it(&p.transport) && p.source == expected.of(family)
+        }));
+    }
+    let packets = ok(tap.packets()).iter();
+    let forged = packets.filter(|packet| match packet.transport {
+        Transport::Udp(_, to) | Transport::Tcp { ports: (_, to), .. } => PORTS.contains(&to),
+        _ => false,
+    });
+    forged.map(|packet| packet.source).collect()
+}
+
+fn of(family: Family, addresses: &[Dual]) -> BTreeSet<IpAddr> {
+    addresses.iter().map(|address| address.of(family)).collect()
+}
+
+/// Every pod's packets have the source that they should have.
+fn assert_right(lab: &Lab) {
+    let Topology { source, gateway, .. } = &lab.topology;
+    for (pod, expected) in [(0, gateway.egress), (1, source.address), (2, gateway.secondary)] {
+        lab.assert_seen(&source.pods[pod], SERVER, expected);
+    }
+}
+
+#[test]
+fn an_unselected_pod_gets_no_policys_address_with_a_selected_ones() {
+    let steal = |lab: &Lab, family| {
+        let pods = &lab.topology.source.pods;
+        seen(lab, family, &pods[1], &[pods[0].address, pods[2].address])
+    };
+    let unchecked = lab(UNCHECKED, |_| {});
+    let Topology { gateway, .. } = &unchecked.topology;
     for family in FAMILIES {
-        assert_eq!(others(family), Vec::<IpAddr>::new(), "{family:?}");
+        let stolen = of(family, &[gateway.egress, gateway.secondary]);
+        assert_eq!(steal(&unchecked, family), stolen, "the probe");
     }
 
-    // Without it they are seen: the probe, and what is not ours to prevent.
-    ok(source.netns.nft("delete table ip6 filter_v6"));
-    for link in ["pod0", "all"] {
-        ok(source
-            .netns
-            .sysctl(&format!("net.ipv4.conf.{link}.rp_filter"), "0"));
+    let checked = lab(&[], |_| {});
+    for (family, so_far) in FAMILIES.into_iter().zip(1..) {
+        assert_eq!(steal(&checked, family), BTreeSet::new());
+        // What conntrack cannot place leaves with no selected pod's address in any case.
+        assert_dropped(&checked.source, Drop::Forged, 2 * so_far);
+        assert_dropped(&checked.source, Drop::Unplaced, 2 * so_far);
     }
+    assert_right(&checked);
+    assert_dropped(&checked.source, Drop::Forged, 4);
+}
+
+#[test]
+fn a_selected_pod_does_not_evade_its_policy_with_another_source() {
+    let evade = |lab: &Lab, family| {
+        let Topology { source, gateway, .. } = &lab.topology;
+        let others = [
+            source.pods[1].address,
+            source.pods[2].address,
+            source.address,
+            gateway.egress,
+            FOREIGN,
+        ];
+        seen(lab, family, &source.pods[0], &others)
+    };
+    let unchecked = lab(UNCHECKED, |_| {});
+    let Topology { source, gateway, .. } = &unchecked.topology;
     for family in FAMILIES {
-        let holders = [source.address, gateway.secondary, gateway.egress, FOREIGN].map(|a| a.of(family));
-        let seen = others(family);
+        let evaded = of(family, &[source.address, gateway.secondary, FOREIGN]);
+        let seen = evade(&unchecked, family);
+        assert!(evaded.is_subset(&seen), "the probe: {seen:?}");
+    }
+
+    let checked = lab(&[], |_| {});
+    for family in FAMILIES {
+        assert_eq!(evade(&checked, family), BTreeSet::new());
+    }
+    let dropped = checked.source.dropped(Drop::Forged);
+    assert!(dropped >= 12, "{dropped}");
+    assert_right(&checked);
+    assert_dropped(&checked.source, Drop::Forged, dropped);
+}
+
+/// What others on the node give the pod by a route is as much its own as what the API server knows of.
+#[test]
+fn an_address_that_the_node_routes_to_the_pod_is_its_own() {
+    let checked = lab(&[], |_| {});
+    let Topology { source, .. } = &checked.topology;
+    for family in FAMILIES {
+        let own = FOREIGN.of(family);
+        let send = || seen(&checked, family, &source.pods[0], &[FOREIGN]);
+        assert_eq!(send(), BTreeSet::new());
+        ok(source.netns.ip(&format!("route add {own} dev pod0")));
+        assert!(!send().is_empty(), "{family:?}");
+    }
+}
+
+/// A pod that is no more selected may send what it likes again: its node sees to that.
+#[test]
+fn a_pod_that_no_policy_selects_any_more_is_not_checked() {
+    let checked = lab(&[], |_| {});
+    let Topology { source, gateway, .. } = &checked.topology;
+    let send = |family| seen(&checked, family, &source.pods[2], &[FOREIGN]);
+    for family in FAMILIES {
+        assert_eq!(send(family), BTreeSet::new());
+    }
+    let rest = Policy::new(7)
+        .to(&SEGMENT)
+        .via(gateway, gateway.egress)
+        .select(&source.pods[0]);
+    checked.apply(&[rest]);
+    for family in FAMILIES {
+        assert!(!send(family).is_empty(), "{family:?}");
+    }
+}
+
+/// Where pods are on one bridge, the node cannot tell by the link who sends; it can between those of the bridge and
+/// others.
+#[test]
+fn on_a_bridge_pods_can_be_told_from_those_beside_it_alone() {
+    let bridged = lab(&[], |topology| {
+        let node = &topology.source;
+        ok(node.netns.ip(
+            "link add cni0 type bridge mcast_snooping 0\nlink set cni0 addrgenmode none up\n\
+            addr add fe80::1/64 dev cni0 nodad",
+        ));
+        for (number, pod) in node.pods.iter().enumerate().filter(|(number, _)| *number != 3) {
+            let Dual { v4, v6 } = pod.address;
+            let router = topology::in_pod_range(node.number, 1).v4;
+            ok(node.netns.ip(&format!(
+                "addr flush dev pod{number}\nlink set pod{number} master cni0 up\n\
+                 addr replace {router}/32 dev cni0\n\
+                 route replace {v4}/32 dev cni0\nroute replace {v6}/128 dev cni0"
+            )));
+        }
+    });
+    let Topology { source, gateway, .. } = &bridged.topology;
+    let selected = source.pods[0].address;
+    for family in FAMILIES {
+        let others = seen(&bridged, family, &source.pods[0], &[source.pods[1].address]);
         assert!(
-            holders.iter().all(|holder| seen.contains(holder)),
-            "{family:?}: {seen:?}"
+            others.contains(&source.address.of(family)),
+            "{family:?}: {others:?}"
         );
-        assert!(
-            seen.iter().all(|source| holders.contains(source)),
-            "{family:?}: {seen:?}"
+        let stolen = seen(&bridged, family, &source.pods[1], &[selected]);
+        assert_eq!(stolen, of(family, &[gateway.egress]));
+        assert_eq!(
+            seen(&bridged, family, &source.pods[3], &[selected]),
+            BTreeSet::new()
         );
     }
+    assert_dropped(&bridged.source, Drop::Forged, 2);
+    assert_right(&bridged);
 }

@@ -193,6 +193,9 @@ impl Table<'_> {
             Statement::CtUnplaced => packet.untracked,
             // These packets are their connections' first.
             Statement::CtConfirmed | Statement::TcpMidstream => false,
+            Statement::CtUnconfirmed => !packet.untracked,
+            // These worlds' pods have one address of each family, and send with it.
+            Statement::FibSaddrMissing => false,
             Statement::CtDirection(direction) => {
                 !packet.untracked && packet.is_reply == (*direction == Direction::Reply)
             }
@@ -216,6 +219,7 @@ impl Table<'_> {
                 .is_of(family)
                 .then_some(ElementKey::Addr(packet.destination)),
             Key::EtherSaddr => packet.ether_source.map(ElementKey::Mac),
+            Key::Iif => packet.iif.as_ref().map(|link| ElementKey::Link(link.index)),
             Key::CtMark(mask) => (!packet.untracked).then_some(ElementKey::Mark(packet.ct_mark & mask)),
             Key::MetaMark(mask) => Some(ElementKey::Mark(packet.mark & mask)),
         }

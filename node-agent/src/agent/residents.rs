@@ -43,6 +43,9 @@ struct Resident {
     profile: Option<u32>,
     /// The link that leads to its network and to no other, by index, once that is known.
     link: Option<u32>,
+    /// What it sends comes in by that link, and not by a bridge that the link is a port of.
+    #[serde(default)]
+    routed: bool,
     /// Since when the plan has not given it the address.
     #[serde(skip)]
     left: Option<Instant>,
@@ -68,25 +71,25 @@ impl Residents {
             }
         }
         for (ip, pod) in claimed {
-            let link = self
-                .pods
-                .get(&ip)
-                .filter(|before| before.pod.uid == pod.uid)
-                .and_then(|before| before.link);
+            let before = self.pods.get(&ip).filter(|before| before.pod.uid == pod.uid);
             let resident = Resident {
                 pod: pod_name(pod),
                 profile: Some(pod.profile),
-                link,
+                link: before.and_then(|before| before.link),
+                routed: before.is_some_and(|before| before.routed),
                 left: None,
             };
             self.pods.insert(ip, resident);
         }
     }
 
-    /// These addresses are of the pod of this uid now, whosesoever they were.
+    /// These addresses are of the pod of this uid now, whosesoever they were. Its network has just been made: if it had
+    /// another before, that one's link leads to it no more.
     pub fn give(&mut self, uid: &str, addresses: &BTreeSet<IpAddr>) {
         self.pods
             .retain(|ip, resident| resident.pod.uid == uid || !addresses.contains(ip));
+        let own = self.pods.iter_mut().filter(|(ip, _)| addresses.contains(ip));
+        own.for_each(|(_, resident)| (resident.link, resident.routed) = (None, false));
     }
 
     /// The addresses of which the link is not known, of pods that the plan knows.
@@ -109,6 +112,12 @@ impl Residents {
         self.gone().filter_map(|(_, resident)| resident.link).collect()
     }
 
+    /// The links by which nothing comes in but what one of them sends.
+    pub fn own_links(&self) -> BTreeSet<u32> {
+        let routed = self.pods.values().filter(|resident| resident.routed);
+        routed.filter_map(|resident| resident.link).collect()
+    }
+
     /// The pods that are gone from the plan, by name.
     pub fn departed(&self) -> BTreeSet<String> {
         self.gone()
@@ -128,8 +137,9 @@ impl Residents {
         let since = resident.left.map(|left| now.duration_since(left));
         let is_past = |limit| since.is_some_and(|since| since >= limit);
         let gone = match whereabouts {
-            Whereabouts::Link(link) => {
+            Whereabouts::Link(link) | Whereabouts::Port(link) => {
                 resident.link = Some(link);
+                resident.routed = matches!(whereabouts, Whereabouts::Link(_));
                 false
             }
             Whereabouts::Nowhere => since.is_some(),

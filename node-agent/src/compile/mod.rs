@@ -8,6 +8,7 @@
 //! prerouting -> from_tunnel    out of the tunnel: peer, inner source and id are checked
 //!            -> decided        a connection with an id: to its gateway, out by its address's link, or back by the tunnel
 //!            -> selected       a selected pod's new connection: profile, destination, id
+//!            -> own_link     what comes by a selected pod's own link with another source
 //!            -> released       what is left of the connections of a pod that is selected no more
 //! forward -> captured          the id goes on the wire, MSS fits the tunnel, no other door
 //! postrouting -> keep_source   into the tunnel with the pod's address
@@ -16,6 +17,7 @@
 //! ```
 
 mod exits;
+mod forged;
 mod gateway;
 mod masquerade;
 mod net;
@@ -25,6 +27,7 @@ mod shared;
 mod source;
 mod table;
 
+pub(crate) use forged::set as pod_links;
 pub(crate) use released::sets as released;
 pub use shared::guard;
 pub(crate) use source::{never_captured, pod_without_profile, pods};

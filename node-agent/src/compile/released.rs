@@ -20,8 +20,9 @@ const CHAIN: &str = "released";
 
 impl Context<'_> {
     /// Sets and chain, and the rules of `prerouting` that lead there: behind those of selected pods, which have rules
-    /// of their own for such packets. What belongs to a connection that conntrack knows costs one look at its status.
-    pub(super) fn released(&self, table: &mut Ruleset) -> Vec<Rule> {
+    /// of their own for such packets. What belongs to a connection that conntrack knows costs one look at its status, and
+    /// does not meet `before` either.
+    pub(super) fn released(&self, table: &mut Ruleset, before: Option<Rule>) -> Vec<Rule> {
         let nothing = Released::default();
         table
             .sets
@@ -33,6 +34,7 @@ impl Context<'_> {
         ];
         table.chain(CHAIN, rules);
         let mut leading = vec![rule([Statement::CtConfirmed, accept()])];
+        leading.extend(before);
         leading.extend(FAMILIES.map(|family| {
             rule([
                 Statement::In(Key::Saddr(family), name(owned::RELEASED, family)),
@@ -49,7 +51,7 @@ impl Context<'_> {
             counters: BTreeSet::from([Drop::Released.counter().into()]),
             ..Ruleset::default()
         };
-        let rules = self.released(&mut table);
+        let rules = self.released(&mut table, None);
         table.base("prerouting", ChainKind::Filter, Hook::Prerouting, FILTER, rules);
         table
     }

@@ -76,7 +76,8 @@ impl Context<'_> {
             let pods = format!("pods{}", digit(family));
             rules.push(rule([Statement::In(Key::Saddr(family), pods), goto("selected")]));
         }
-        rules.extend(self.released(table));
+        let own_links = self.own_links(table);
+        rules.extend(self.released(table, own_links));
         table.base("prerouting", ChainKind::Filter, Hook::Prerouting, FILTER, rules);
 
         let mut route: Vec<Rule> = FAMILIES

@@ -12,7 +12,7 @@ use super::table::*;
 use super::{CompileError, Context, FAMILIES, digit, exits};
 use crate::model::KeyType;
 use crate::model::rule::digest;
-use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Set, Statement};
+use crate::model::{Data, DataType, Direction, ElementKey, Key, Rule, Ruleset, Set, Statement, Verdict};
 use crate::owned::{self, Drop, RoutingMark};
 
 /// Where a policy's packets of one family go from this node.
@@ -179,22 +179,12 @@ impl Context<'_> {
                 elements,
             );
         }
-        let inside: Vec<Rule> = FAMILIES
-            .iter()
-            .map(|f| {
-                rule([
-                    Statement::In(Key::Daddr(*f), format!("cluster{}", digit(*f))),
-                    accept(),
-                ])
-            })
-            .chain([rule([Statement::FibDaddrLocal, accept()])])
-            .collect();
-
         let mut selected = vec![
             rule([Statement::CtUnplaced, goto("unplaced")]),
             rule([Statement::CtDirection(Direction::Reply), accept()]),
         ];
-        selected.extend(inside.iter().cloned());
+        selected.extend(inside(&Verdict::Accept));
+        selected.extend(self.by_own_door());
         selected.extend(FAMILIES.iter().map(|f| {
             rule([Statement::MapVmap(
                 Key::Saddr(*f),
@@ -204,10 +194,19 @@ impl Context<'_> {
         }));
         table.chain("selected", selected);
 
-        let mut unplaced = inside;
+        let mut unplaced = inside(&Verdict::Accept);
         unplaced.push(drop_rule(Drop::Unplaced));
         table.chain("unplaced", unplaced);
     }
+}
+
+/// The rules for what is of no policy's concern, whoever sends it.
+pub(super) fn inside(verdict: &Verdict) -> Vec<Rule> {
+    let verdict = || Statement::Verdict(verdict.clone());
+    let cluster = |family| Statement::In(Key::Daddr(family), format!("cluster{}", digit(family)));
+    let ranges = FAMILIES.map(|family| rule([cluster(family), verdict()]));
+    let local = rule([Statement::FibDaddrLocal, verdict()]);
+    ranges.into_iter().chain([local]).collect()
 }
 
 /// The maps of the plan's pods: `address -> profile`, one of each family.

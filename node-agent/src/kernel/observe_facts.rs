@@ -1,6 +1,6 @@
 //! What one look at the node's network says to the compiler and to the operator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use egressnat_crds::plan::{EgressPlanSpec, Family, NodeInterface};
@@ -37,6 +37,8 @@ pub fn observe_facts(
         exits: observe_exits::exits(observed, sysctls, plan, table)?,
         masqueraders: Vec::new(),
         released: None,
+        links: BTreeSet::new(),
+        sources_unchecked: false,
         exit_numbers: observe_exits::exit_numbers(&observed.net, numbers),
     })
 }

@@ -41,6 +41,8 @@ pub enum Statement {
     CtUnplaced,
     /// `ct status confirmed`: the packet is not its connection's first.
     CtConfirmed,
+    /// `ct status ! confirmed`: the packet is its connection's first. Fails where there is no entry.
+    CtUnconfirmed,
     /// `ct direction original`. Fails where there is no entry.
     CtDirection(Direction),
     /// `ct mark & MASK == VALUE`. Fails where there is no entry.
@@ -51,6 +53,8 @@ pub enum Statement {
     SaddrIn(IpNet),
     /// `fib daddr type { local, broadcast }`: the address is the node's own, or one of its networks' broadcast.
     FibDaddrLocal,
+    /// `fib saddr . iif oif missing`: by the link that the packet came in by, no route leads to its source.
+    FibSaddrMissing,
     /// `KEY @SET`: the key is in the set, or is a key of the map.
     In(Key, String),
     /// `KEY vmap @MAP`: go where the map says; the next rule where it says nothing.
@@ -142,6 +146,8 @@ pub enum Key {
     Daddr(Family),
     /// Source MAC address.
     EtherSaddr,
+    /// Index of the link that the packet came in by.
+    Iif,
     /// `ct mark & MASK`, in host byte order. Fails where there is no entry.
     CtMark(u32),
     /// `meta mark & MASK`, in host byte order.
@@ -224,12 +230,14 @@ impl fmt::Display for Statement {
             Self::UdpDport(port) => write!(f, "udp dport {port}"),
             Self::CtUnplaced => write!(f, "ct state invalid,untracked"),
             Self::CtConfirmed => write!(f, "ct status confirmed"),
+            Self::CtUnconfirmed => write!(f, "ct status ! confirmed"),
             Self::CtDirection(Direction::Original) => write!(f, "ct direction original"),
             Self::CtDirection(Direction::Reply) => write!(f, "ct direction reply"),
             Self::CtMark(m) => write!(f, "ct mark {m}"),
             Self::MetaMark(m) => write!(f, "meta mark {m}"),
             Self::SaddrIn(net) => write!(f, "{} saddr {net}", header(net.addr().into())),
             Self::FibDaddrLocal => write!(f, "fib daddr type {{ local, broadcast }}"),
+            Self::FibSaddrMissing => write!(f, "fib saddr . iif oif missing"),
             Self::In(key, set) => write!(f, "{key} @{set}"),
             Self::Vmap(key, map) => write!(f, "{key} vmap @{map}"),
             Self::MapVmap(key, map, vmap) => write!(f, "{key} map @{map} vmap @{vmap}"),
@@ -274,6 +282,7 @@ impl fmt::Display for Key {
             Self::Saddr(family) => write!(f, "{} saddr", header(*family)),
             Self::Daddr(family) => write!(f, "{} daddr", header(*family)),
             Self::EtherSaddr => write!(f, "ether saddr"),
+            Self::Iif => write!(f, "iif"),
             Self::CtMark(mask) => write!(f, "ct mark & {mask:#010x}"),
             Self::MetaMark(mask) => write!(f, "meta mark & {mask:#010x}"),
         }

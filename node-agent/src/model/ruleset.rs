@@ -45,6 +45,8 @@ pub enum KeyType {
     EtherAddr,
     /// `mark`, 4 octets in host byte order.
     Mark,
+    /// `iface_index`, 4 octets in host byte order.
+    Link,
 }
 
 /// Type of what a map's keys map to.
@@ -73,6 +75,8 @@ pub enum ElementKey {
     Mac(MacAddr),
     /// A mark.
     Mark(u32),
+    /// A link's index.
+    Link(u32),
 }
 
 /// What an element maps to.
@@ -212,6 +216,7 @@ impl fmt::Display for KeyType {
             Self::Ipv6Addr => "ipv6_addr",
             Self::EtherAddr => "ether_addr",
             Self::Mark => "mark",
+            Self::Link => "iface_index",
         })
     }
 }
@@ -235,6 +240,7 @@ impl fmt::Display for ElementKey {
             Self::Range(range) => write!(f, "{range}"),
             Self::Mac(mac) => write!(f, "{mac}"),
             Self::Mark(mark) => write!(f, "{mark:#010x}"),
+            Self::Link(index) => write!(f, "{index}"),
         }
     }
 }

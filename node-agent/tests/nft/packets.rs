@@ -162,6 +162,8 @@ fn matches(lo: &Loopback) -> Vec<(Statement, bool)> {
         (Statement::CtDirection(Direction::Original), true),
         (Statement::CtDirection(Direction::Reply), false),
         (Statement::CtUnplaced, false),
+        (Statement::CtConfirmed, false),
+        (Statement::CtUnconfirmed, true),
         (Statement::CtMark(masked(u32::MAX, 0)), true),
         (Statement::MetaMark(masked(0xff00_0000, 0x0100_0000)), true),
         (Statement::MetaMark(masked(u32::MAX, MARK.swap_bytes())), false),

@@ -88,6 +88,7 @@ fn keys(key: KeyType, interval: bool) -> BoxedStrategy<BTreeSet<ElementKey>> {
         (KeyType::EtherAddr, _) => {
             btree_set(any::<[u8; 6]>().prop_map(|o| ElementKey::Mac(MacAddr(o))), 0..20).boxed()
         }
+        (KeyType::Link, _) => btree_set(any::<u32>().prop_map(ElementKey::Link), 0..40).boxed(),
         (KeyType::Mark, _) => btree_set(any::<u32>().prop_map(ElementKey::Mark), 0..40).boxed(),
     }
 }

@@ -34,6 +34,7 @@ fn surroundings() -> Vec<NftStep> {
         ("pods4", PODS),
         ("peers4", set(KeyType::Ipv4Addr, DataType::None, true)),
         ("peers6", set(KeyType::Ipv6Addr, DataType::None, true)),
+        ("links", set(KeyType::Link, DataType::None, false)),
         ("macs", set(KeyType::EtherAddr, DataType::Verdict, false)),
         ("dst6", set(KeyType::Ipv6Addr, DataType::Verdict, true)),
         ("profiles", set(KeyType::Mark, DataType::Verdict, false)),
@@ -76,6 +77,7 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
         ("postrouting", Statement::Masquerade, "masquerade fully-random"),
         ("prerouting", Statement::CtUnplaced, "ct state invalid,untracked"),
         ("prerouting", Statement::CtConfirmed, "ct status confirmed"),
+        ("prerouting", Statement::CtUnconfirmed, "ct status ! confirmed"),
         (
             "prerouting",
             Statement::CtDirection(Direction::Original),
@@ -119,6 +121,16 @@ fn cases() -> Vec<(&'static str, Statement, &'static str)> {
             "prerouting",
             Statement::FibDaddrLocal,
             "fib daddr type & 4294967294 == local",
+        ),
+        (
+            "prerouting",
+            Statement::FibSaddrMissing,
+            "fib saddr . iif oif missing",
+        ),
+        (
+            "prerouting",
+            Statement::In(Key::Iif, "links".into()),
+            "iif @links",
         ),
         (
             "prerouting",
@@ -302,12 +314,14 @@ fn no_statement_is_missing() {
         Statement::CtConfirmed => 25,
         Statement::TcpMidstream => 26,
         Statement::RejectTcpReset => 27,
+        Statement::CtUnconfirmed => 28,
+        Statement::FibSaddrMissing => 29,
     };
     let shown: BTreeSet<i32> = cases()
         .iter()
         .map(|(_, statement, _)| number(statement))
         .collect();
-    assert_eq!(shown, (0..=27).collect());
+    assert_eq!(shown, (0..=29).collect());
 }
 
 /// The families of a rule are matched once, before the first address.

@@ -104,6 +104,7 @@ pub struct Datapath {
     kept: Kept,
     /// Links that lead to no pods, as of the last try.
     uplinks: BTreeSet<u32>,
+    sources_unchecked: bool,
 }
 
 /// The kernel's state, read once and kept in step with what we write.
@@ -163,6 +164,7 @@ impl Datapath {
             ports: Ports::default(),
             kept: Kept::read(&cli.gate),
             uplinks: BTreeSet::new(),
+            sources_unchecked: !cli.check_sources,
         })
     }
 
@@ -223,7 +225,7 @@ impl Datapath {
         let mut report = Report::default();
         let plan = self.with_departed(plan, &mut report).await?;
         self.step(&plan, stays, &mut report).await?;
-        self.place().await?;
+        self.place(&mut report).await?;
         Ok(report)
     }
 
@@ -254,6 +256,7 @@ impl Datapath {
         };
         let (mut known, facts) = self.put_tunnel(plan, known, report).await?;
         self.watch(&known.network, &facts);
+        self.kept.adopt(known.table.as_ref());
         self.releases
             .settle(known.table.as_ref().filter(|_| self.judge_all), stays);
         if self.verify || !self.pods_only(plan, &facts, &mut known, report).await? {
@@ -368,6 +371,8 @@ impl Datapath {
     /// `remembers` where the table can take in what connections leave behind.
     fn compile(&self, plan: &EgressPlanSpec, facts: &Facts, remembers: bool) -> Result<Desired, AgentError> {
         let facts = Facts {
+            links: self.kept.own_links(),
+            sources_unchecked: self.sources_unchecked,
             released: (remembers || !self.releases.is_empty()).then(|| self.releases.ends()),
             ..facts.clone()
         };

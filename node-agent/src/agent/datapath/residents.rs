@@ -15,8 +15,12 @@ use super::{Datapath, Report};
 use crate::agent::file::{read, write};
 use crate::agent::residents::Residents;
 use crate::cli::GateFlags;
+use crate::compile;
+use crate::diff::{ObservedTable, nft};
 use crate::error::AgentError;
 use crate::kernel::rtnl::Whereabouts;
+use crate::model::ElementKey;
+use crate::owned::POD_LINKS;
 
 const FILE: &str = "residents.json";
 
@@ -33,6 +37,8 @@ pub(super) struct Kept {
     departed: BTreeSet<String>,
     /// When to look again.
     due: Option<Instant>,
+    /// The links that a process before us has left in the table, until this one has looked for them.
+    adopted: Option<BTreeSet<u32>>,
 }
 
 impl Kept {
@@ -46,7 +52,27 @@ impl Kept {
             file,
             departed: BTreeSet::new(),
             due: None,
+            adopted: None,
         }
+    }
+
+    /// Takes over the links that a process before us has left in the table, if nobody has looked at it yet.
+    pub(super) fn adopt(&mut self, table: Option<&ObservedTable>) {
+        let links = table.and_then(|table| table.sets.get(POD_LINKS));
+        self.adopted.get_or_insert_with(|| {
+            let keys = links.into_iter().flat_map(|set| set.elements.keys());
+            keys.filter_map(|key| match key {
+                ElementKey::Link(link) => Some(*link),
+                _ => None,
+            })
+            .collect()
+        });
+    }
+
+    /// The links by which nothing comes in but what one selected pod sends.
+    pub(super) fn own_links(&self) -> BTreeSet<u32> {
+        let adopted = self.adopted.iter().flatten().copied();
+        self.residents.own_links().into_iter().chain(adopted).collect()
     }
 
     /// Waits until it is time to look again; for ever where all are in the plan.
@@ -109,13 +135,24 @@ impl Datapath {
         Ok(self.kept.residents.complete(plan))
     }
 
-    /// Finds the links of pods that have come, while it is certain whose they are.
-    pub(super) async fn place(&mut self) -> Result<(), AgentError> {
+    /// Finds the links of pods that have come, while it is certain whose they are, and lets the rules know.
+    pub(super) async fn place(&mut self, report: &mut Report) -> Result<(), AgentError> {
         for address in self.kept.residents.unplaced() {
             let found = self.rtnl.whereabouts(address, &self.uplinks).await?;
             self.kept.residents.found(address, found, now());
         }
         self.kept.write();
+        self.kept.adopted = Some(BTreeSet::new());
+        let (name, links) = compile::pod_links(&self.kept.own_links());
+        let table = self.known.as_mut().and_then(|known| known.table.as_mut());
+        if let Some(table) = table.filter(|table| table.sets.contains_key(&name)) {
+            let sets = [(name, links)];
+            let steps = nft::elements(&sets, table);
+            self.nft.apply(&steps)?;
+            report.nft_steps += steps.len();
+            report.changed |= !steps.is_empty();
+            table.sets.extend(sets);
+        }
         Ok(())
     }
 }

@@ -79,6 +79,25 @@ fn a_pod_that_is_gone_keeps_its_profile_until_no_link_leads_to_it() {
 }
 
 #[test]
+fn a_link_is_a_pods_own_as_long_as_it_leads_to_it_and_no_ports_of_a_bridge_are() {
+    let (mut residents, now) = (Residents::default(), Instant::now());
+    let known = plan(&[("u1", &["10.1.0.2"]), ("u2", &["10.1.0.3"])], &[]);
+    residents.note(&known, now);
+    residents.found(ip("10.1.0.2"), Whereabouts::Link(LINK), now);
+    residents.found(ip("10.1.0.3"), Whereabouts::Port(LINK + 1), now);
+    residents.note(&known, now);
+    assert_eq!(residents.own_links(), BTreeSet::from([LINK]));
+    assert!(residents.unplaced().is_empty());
+    // Its sandbox has been made anew.
+    residents.give("u1", &[ip("10.1.0.2")].into());
+    assert_eq!(residents.unplaced(), [ip("10.1.0.2")]);
+    residents.found(ip("10.1.0.2"), Whereabouts::Link(LINK + 2), now);
+    assert_eq!(residents.own_links(), BTreeSet::from([LINK + 2]));
+    residents.note(&plan(&[], &["u1"]), now);
+    assert_eq!(residents.own_links(), BTreeSet::new());
+}
+
+#[test]
 fn what_is_found_of_a_pod_that_the_plan_knows_ends_nothing() {
     let (mut residents, now) = (Residents::default(), Instant::now());
     let known = plan(&[("u1", &["10.1.0.2"])], &[]);

@@ -72,6 +72,7 @@ fn encode_key(ty: KeyType, key: &ElementKey) -> Result<Value, &'static str> {
         (KeyType::Ipv6Addr, ElementKey::Addr(a @ IpAddr::V6(_))) => Ok(a.into()),
         (KeyType::EtherAddr, ElementKey::Mac(mac)) => Ok(mac.into()),
         (KeyType::Mark, ElementKey::Mark(mark)) => Ok(Value::host(mark)),
+        (KeyType::Link, ElementKey::Link(index)) => Ok(Value::host(index)),
         _ => Err("the key is not of the set's type"),
     }
 }
@@ -107,6 +108,7 @@ fn decode_key(ty: KeyType, key: Value) -> Option<ElementKey> {
         KeyType::Ipv6Addr => key.addr().filter(IpAddr::is_ipv6).map(ElementKey::Addr),
         KeyType::EtherAddr => key.mac().map(ElementKey::Mac),
         KeyType::Mark => key.mark().map(ElementKey::Mark),
+        KeyType::Link => key.mark().map(ElementKey::Link),
     }
 }
 

@@ -71,6 +71,9 @@ pub enum Expr {
     Lookup(Name, Option<Reg>),
     /// Type of the destination address (`RTN_*`) in the routing tables.
     FibDaddrType,
+    /// Whether a route leads to the source address by the link that the packet came in by: 0 or 1, a number in host
+    /// byte order.
+    FibSaddrByIif,
     /// SNAT to the address in the register.
     Snat(Family),
     /// The same, with a port from that in [`R2`] to that in [`R3`], both in network byte order.
@@ -89,8 +92,12 @@ pub enum Expr {
 
 // linux/netfilter/nf_tables.h and linux/tcp.h, as far as libc has them not.
 const NFT_BITWISE_RSHIFT: u32 = 2;
+const NFT_FIB_RESULT_OIF: u32 = 1;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_SADDR: u32 = 1 << 0;
 const NFTA_FIB_F_DADDR: u32 = 1 << 1;
+const NFTA_FIB_F_IIF: u32 = 1 << 3;
+const NFTA_FIB_F_PRESENT: u32 = 1 << 5;
 const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
 const NFT_OBJECT_COUNTER: u32 = 1;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
@@ -139,10 +146,11 @@ impl Expr {
                 .value(sys::NFTNL_EXPR_IMM_DATA, value),
             Self::Verdict(code, chain) => verdict(code, chain.as_ref()),
             Self::Lookup(set, data) => lookup(&set, data),
-            Self::FibDaddrType => Raw::new(c"fib")
-                .u32(sys::NFTNL_EXPR_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
-                .u32(sys::NFTNL_EXPR_FIB_FLAGS, NFTA_FIB_F_DADDR)
-                .u32(sys::NFTNL_EXPR_FIB_DREG, r1),
+            Self::FibDaddrType => fib(NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR),
+            Self::FibSaddrByIif => fib(
+                NFT_FIB_RESULT_OIF,
+                NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT,
+            ),
             Self::Snat(family) => snat(family),
             Self::SnatPorts(family) => snat(family)
                 .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN, R2.0)
@@ -184,6 +192,13 @@ fn verdict(code: i32, chain: Option<&Name>) -> Raw {
         Some(chain) => raw.text(sys::NFTNL_EXPR_IMM_CHAIN, chain),
         None => raw,
     }
+}
+
+fn fib(result: u32, flags: u32) -> Raw {
+    Raw::new(c"fib")
+        .u32(sys::NFTNL_EXPR_FIB_RESULT, result)
+        .u32(sys::NFTNL_EXPR_FIB_FLAGS, flags)
+        .u32(sys::NFTNL_EXPR_FIB_DREG, R1.0)
 }
 
 fn snat(family: Family) -> Raw {

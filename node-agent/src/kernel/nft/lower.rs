@@ -64,11 +64,8 @@ impl Lowering<'_> {
                 self.mask(NF_CT_STATE_INVALID | NF_CT_STATE_UNTRACKED);
                 self.cmp(libc::NFT_CMP_NEQ, Value::host(0));
             }
-            Statement::CtConfirmed => {
-                self.ct(libc::NFT_CT_STATUS);
-                self.mask(IPS_CONFIRMED);
-                self.cmp(libc::NFT_CMP_NEQ, Value::host(0));
-            }
+            Statement::CtConfirmed => self.ct_confirmed(libc::NFT_CMP_NEQ),
+            Statement::CtUnconfirmed => self.ct_confirmed(libc::NFT_CMP_EQ),
             Statement::CtDirection(direction) => self.ct_direction(*direction),
             Statement::CtMark(masked) => {
                 self.ct(libc::NFT_CT_MARK);
@@ -80,6 +77,10 @@ impl Lowering<'_> {
             }
             Statement::SaddrIn(net) => self.saddr_in(net),
             Statement::FibDaddrLocal => self.fib_daddr_local(),
+            Statement::FibSaddrMissing => {
+                self.exprs.push(Expr::FibSaddrByIif);
+                self.equals(Value::host(0));
+            }
             Statement::In(key, set) => self.is_in(key, set)?,
             Statement::Vmap(key, map) => {
                 self.key(key);
@@ -194,6 +195,13 @@ impl Lowering<'_> {
         self.equals(Value::new(port.to_be_bytes()));
     }
 
+    /// The connection's status has `IPS_CONFIRMED`, or has it not.
+    fn ct_confirmed(&mut self, cmp: i32) {
+        self.ct(libc::NFT_CT_STATUS);
+        self.mask(IPS_CONFIRMED);
+        self.cmp(cmp, Value::host(0));
+    }
+
     fn ct_direction(&mut self, direction: Direction) {
         self.ct(libc::NFT_CT_DIRECTION);
         let direction = match direction {
@@ -270,6 +278,7 @@ impl Lowering<'_> {
             Key::Saddr(family) => self.address(*family, saddr(*family)),
             Key::Daddr(family) => self.address(*family, daddr(*family)),
             Key::EtherSaddr => self.ether_saddr(),
+            Key::Iif => self.meta(libc::NFT_META_IIF),
             Key::CtMark(mask) => {
                 self.ct(libc::NFT_CT_MARK);
                 self.mask(*mask);

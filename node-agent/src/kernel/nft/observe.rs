@@ -171,6 +171,7 @@ fn set_type(attrs: Attrs<'_>) -> Option<SetType> {
         KeyType::Ipv6Addr,
         KeyType::EtherAddr,
         KeyType::Mark,
+        KeyType::Link,
     ]
     .into_iter()
     .find(|ty| key_type(*ty) == key)?;

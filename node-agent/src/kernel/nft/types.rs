@@ -13,6 +13,7 @@ pub fn key_type(key: KeyType) -> (u32, u32) {
         KeyType::Ipv6Addr => (8, 16),
         KeyType::EtherAddr => (9, 6),
         KeyType::Mark => (19, 4),
+        KeyType::Link => (20, 4),
     }
 }
 
@@ -36,7 +37,7 @@ pub fn byte_orders(set: SetType) -> Vec<u8> {
     const NETWORK: u32 = 2;
     let entry = |ty: u8, order: u32| [&[ty, 4][..], &order.to_ne_bytes()].concat();
     let key = match set.key {
-        KeyType::Mark => HOST,
+        KeyType::Mark | KeyType::Link => HOST,
         KeyType::Ipv4Addr | KeyType::Ipv6Addr | KeyType::EtherAddr => NETWORK,
     };
     let data = match set.data {

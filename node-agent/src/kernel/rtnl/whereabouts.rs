@@ -33,6 +33,8 @@ pub enum Whereabouts {
     /// Behind the link of this index, and nothing else is. With the pod's network the link goes, and its index is
     /// never another's.
     Link(u32),
+    /// The same, behind this port of a bridge: what it sends comes in by the bridge.
+    Port(u32),
     /// On this node, no link of pods leads to it.
     Nowhere,
     /// Nobody has answered to it when it was last asked for. It is being asked for again.
@@ -90,7 +92,7 @@ impl Rtnl {
             && let Some(port) = self.link_of(port).await?
         {
             return Ok(match PAIRS.contains(&port.kind.as_str()) {
-                true => Whereabouts::Link(port.index),
+                true => Whereabouts::Port(port.index),
                 false => Whereabouts::Unclear,
             });
         }
