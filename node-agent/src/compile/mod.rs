@@ -27,10 +27,10 @@ mod shared;
 mod source;
 mod table;
 
-pub(crate) use forged::set as pod_links;
-pub(crate) use released::sets as released;
 pub use shared::guard;
 pub(crate) use source::{never_captured, pod_without_profile, pods};
+#[cfg(feature = "kernel")]
+pub(crate) use {forged::set as pod_links, released::sets as released};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
