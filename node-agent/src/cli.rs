@@ -98,6 +98,13 @@ pub struct GateFlags {
         default_value = "/etc/cni/net.d"
     )]
     pub configurations: PathBuf,
+    /// libcni's folder on the node, where the container runtime keeps what each pod was given. It is only read.
+    #[arg(
+        long = "gate-cni-cache",
+        env = "GATE_CNI_CACHE",
+        default_value = "/var/lib/cni"
+    )]
+    pub cni_cache: PathBuf,
     /// The plugin's program, from where it is copied.
     #[arg(long = "gate-plugin", env = "GATE_PLUGIN", default_value = "/egressnat-cni")]
     pub plugin: PathBuf,

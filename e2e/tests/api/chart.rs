@@ -87,6 +87,7 @@ fn numbers_and_ranges_become_flags() {
         "startGate.exemptNamespaces={kube-system,dns}",
         "startGate.cniBinDir=/usr/lib/cni",
         "startGate.cniConfDir=/etc/net.d",
+        "startGate.cniCacheDir=/data/cni",
         "startGate.kubeletDir=/data/kubelet",
         "agent.checkSources=false",
     ];
@@ -112,6 +113,7 @@ fn numbers_and_ranges_become_flags() {
             "--gate-exempt-namespace=kube-system,dns,egressnat-system",
             "--gate-cni-programs=/usr/lib/cni",
             "--gate-cni-configurations=/etc/net.d",
+            "--gate-cni-cache=/data/cni",
             "--gate-kubelet-pods=/data/kubelet/pods",
         ])
     );

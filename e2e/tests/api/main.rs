@@ -9,6 +9,7 @@
 mod admission;
 mod agent;
 mod agent_identity;
+mod cached_results;
 mod chart;
 mod cluster;
 mod documentation;

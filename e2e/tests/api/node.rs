@@ -32,6 +32,8 @@ const HTTP: &str = "127.0.0.1:9740";
 pub struct World<'a> {
     pub topology: &'a Topology,
     pub plans: Api<EgressPlan>,
+    /// The agent's own.
+    pub flags: Vec<String>,
     /// Before the API server, whose folder has its log.
     pub agent: Agent,
     pub cluster: Cluster,
@@ -39,6 +41,14 @@ pub struct World<'a> {
 
 /// Runs a test on a thread inside the source node's namespace, with an agent that waits for its plan.
 pub fn on_node<F: Future<Output = ()>>(test: impl FnOnce(World<'static>) -> F + Send) {
+    on_node_with(Vec::new(), test);
+}
+
+/// The same, with an agent with these flags.
+pub fn on_node_with<F: Future<Output = ()>>(
+    flags: Vec<String>,
+    test: impl FnOnce(World<'static>) -> F + Send,
+) {
     // Leaked for the test's sake: its namespaces end with the test's process.
     let topology: &'static Topology = Box::leak(Box::new(Topology::new(Options::default()).unwrap()));
     let inside = || {
@@ -47,7 +57,7 @@ pub fn on_node<F: Future<Output = ()>>(test: impl FnOnce(World<'static>) -> F + 
             let cluster = Cluster::start();
             let client = cluster.admin().await;
             let kubeconfig = cluster.agent_kubeconfig(topology.source.name).await;
-            let agent = Agent::start(topology.source.name, &kubeconfig);
+            let agent = Agent::start(topology.source.name, &kubeconfig, &flags);
             eventually("an agent without a plan", async || {
                 get("/readyz").filter(|answer| answer.contains("waiting for the plan"))
             })
@@ -56,6 +66,7 @@ pub fn on_node<F: Future<Output = ()>>(test: impl FnOnce(World<'static>) -> F + 
                 topology,
                 cluster,
                 plans: Api::all(client),
+                flags,
                 agent,
             })
             .await;
@@ -73,7 +84,7 @@ impl World<'_> {
     pub async fn restart_agent(&mut self) {
         self.agent.kill();
         let kubeconfig = self.cluster.agent_kubeconfig(self.name()).await;
-        self.agent = Agent::start(self.name(), &kubeconfig);
+        self.agent = Agent::start(self.name(), &kubeconfig, &self.flags);
     }
 
     /// Writes the node's plan as the operator does.
@@ -186,7 +197,7 @@ wait
 
 impl Agent {
     /// Starts the release program in the calling thread's network namespace.
-    pub fn start(node: &str, kubeconfig: &PathBuf) -> Self {
+    pub fn start(node: &str, kubeconfig: &PathBuf, flags: &[String]) -> Self {
         let program = Site::target().join("release/egressnat-agent");
         assert!(
             program.exists(),
@@ -198,7 +209,8 @@ impl Agent {
         guard
             .args(["-c", GUARD, "agent"])
             .arg(program)
-            .arg(format!("--http-address={HTTP}"));
+            .arg(format!("--http-address={HTTP}"))
+            .args(flags);
         guard
             .env("NODE_NAME", node)
             .env("KUBECONFIG", kubeconfig)

@@ -190,12 +190,16 @@ impl Agent {
 
     /// Takes in what the gate has heard. Whether the datapath has to be brought in step.
     fn take(&mut self, news: News) -> bool {
-        if let News::Asked(Asked {
-            request: Request::Add { pod, addresses, .. },
-            ..
-        }) = &news
-        {
-            self.datapath.give(&pod.uid, addresses);
+        match &news {
+            News::Asked(Asked {
+                request: Request::Add { pod, addresses, .. },
+                ..
+            }) => self.datapath.give(&pod.uid, addresses),
+            News::Results(changes) => {
+                let come = changes.come.iter();
+                come.for_each(|note| self.datapath.give(&note.pod.uid, &note.addresses));
+            }
+            News::Asked(_) | News::Configurations | News::Due => {}
         }
         let plan = match &self.plan {
             Plan::Present(plan) => Some(&plan.spec),

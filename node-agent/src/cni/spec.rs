@@ -189,11 +189,16 @@ impl Attachment {
 impl PodName {
     /// From `CNI_ARGS`, as kubelet's runtimes write it: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;...`.
     fn parse(arguments: &str) -> Option<Self> {
-        let pairs: BTreeMap<&str, &str> = arguments
-            .split(';')
-            .filter_map(|pair| pair.split_once('='))
-            .collect();
-        let value = |key| pairs.get(key).filter(|v| !v.is_empty()).map(|v| (*v).to_owned());
+        Self::of(arguments.split(';').filter_map(|pair| pair.split_once('=')))
+    }
+
+    /// From the arguments, each with its value.
+    pub(super) fn of<'a>(arguments: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Self> {
+        let arguments: BTreeMap<&str, &str> = arguments.collect();
+        let value = |key| {
+            let value = arguments.get(key).filter(|v| !v.is_empty());
+            value.map(|v| (*v).to_owned())
+        };
         Some(Self {
             uid: value("K8S_POD_UID")?,
             namespace: value("K8S_POD_NAMESPACE")?,
@@ -220,12 +225,15 @@ impl Configuration {
     /// The addresses that the plugins before gave to the container.
     pub fn addresses(&self) -> Result<Vec<IpAddr>, CniError> {
         let result = self.prev_result.as_ref().ok_or(CniError::NotChained)?;
-        let ips = result["ips"].as_array().into_iter().flatten();
-        Ok(ips
-            .filter_map(|ip| ip["address"].as_str()?.parse::<IpNet>().ok())
-            .map(|net| net.addr())
-            .collect())
+        Ok(addresses_of(result).collect())
     }
+}
+
+/// The addresses of a result of ADD.
+pub(super) fn addresses_of(result: &Value) -> impl Iterator<Item = IpAddr> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    ips.filter_map(|ip| ip["address"].as_str()?.parse::<IpNet>().ok())
+        .map(|net| net.addr())
 }
 
 /// The answer to VERSION.

@@ -1,5 +1,5 @@
-//! The pods whose network is up on this node, as the start gate has seen them: what the plan says of them comes true
-//! before it says their addresses.
+//! The pods whose network is up on this node, as the start gate has seen them or the runtime's cached results tell: what
+//! the plan says of them comes true before it says their addresses.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use egressnat_crds::EgressPlanSpec;
 use serde::{Deserialize, Serialize};
 
+use crate::cni::notes::Note;
 use crate::cni::spec::{PodName, ValidAttachment};
 
 /// What a plan says of a pod.
@@ -21,7 +22,7 @@ pub enum Verdict {
     Unknown,
 }
 
-/// The interfaces that have passed the gate and are still there.
+/// The interfaces that are known and still there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     held: Vec<Held>,
@@ -38,6 +39,9 @@ struct Held {
     /// The pod started with a verdict that the kernel knew.
     #[serde(default)]
     passed: bool,
+    /// It is known from the runtime's cached results alone, and so will be by the next process.
+    #[serde(skip)]
+    cached: bool,
 }
 
 /// What a pod at the gate is told, once anything is known of it. Where the gate is open none has to wait.
@@ -87,7 +91,33 @@ impl Ledger {
             pod,
             addresses,
             passed: false,
+            cached: false,
         });
+    }
+
+    /// The same, as the runtime's cached result says. Whether that is news.
+    pub fn add_cached(&mut self, note: &Note) -> bool {
+        let same = |held: &Held| {
+            held.attachment == note.attachment && held.pod == note.pod && held.addresses == note.addresses
+        };
+        if self.held.iter().any(same) {
+            return false;
+        }
+        self.add(note.attachment.clone(), note.pod.clone(), note.addresses.clone());
+        self.held
+            .iter_mut()
+            .filter(|held| same(held))
+            .for_each(|held| held.cached = true);
+        true
+    }
+
+    /// What the gate has seen, or what the runtime's cached results tell.
+    pub fn only(&self, cached: bool) -> Self {
+        let held = self.held.iter().filter(|held| held.cached == cached);
+        Self {
+            held: held.cloned().collect(),
+            ended: self.ended.clone(),
+        }
     }
 
     /// The pod was told that it may start, on the ground of a verdict.
@@ -239,6 +269,27 @@ mod tests {
         assert_eq!(ledger.passed().count(), 0);
         ledger.pass("u1");
         assert_eq!(ledger.passed().collect::<Vec<_>>(), ["u1"]);
+    }
+
+    #[test]
+    fn a_cached_result_is_news_once_and_none_of_what_passed_the_gate() {
+        let note = |uid: &str, container: &str| Note {
+            pod: pod(uid),
+            attachment: attachment(container),
+            addresses: ips(&["10.1.0.2"]).into_iter().collect(),
+        };
+        let mut ledger = held("u1", &["10.1.0.2"]);
+        ledger.pass("u1");
+        assert!(!ledger.add_cached(&note("u1", "c1")), "the gate has seen it");
+        assert_eq!(ledger.passed().collect::<Vec<_>>(), ["u1"]);
+        assert!(ledger.add_cached(&note("u2", "c2")) && !ledger.add_cached(&note("u2", "c2")));
+        let address = ips(&["10.1.0.2"]);
+        let plan = plan(&[("u1", &[]), ("u2", &[])], &[]);
+        for (cached, given) in [(true, address.as_slice()), (false, &[])] {
+            let complete = ledger.only(cached);
+            let complete = complete.complete(&plan);
+            assert_eq!(pods(&complete), [("u1", [].as_slice(), 7), ("u2", given, 7)]);
+        }
     }
 
     #[test]

@@ -3,9 +3,13 @@
 //!
 //! What the gate knows is kept on the node: the interfaces that are up in the folder of the socket, which a boot
 //! empties as it ends them; what plugins need while no agent runs in a folder that stays.
+//!
+//! Where the gate is open, or the plugin was not in the chain yet, the runtime's cached results tell of pods instead
+//! ([`results`]): soon, but nobody waits for it.
 
 mod install;
 mod ledger;
+mod results;
 mod server;
 mod watched;
 
@@ -25,6 +29,8 @@ use tracing::info;
 use self::install::{Installed, Installer};
 use self::ledger::{Ledger, may_be_selected, verdict};
 pub use self::ledger::{Verdict, known};
+pub use self::results::Changes;
+use self::results::Results;
 pub use self::server::Asked;
 use self::watched::Watched;
 use super::file::{read, write};
@@ -49,6 +55,7 @@ pub struct Gate {
     installer: Installer,
     /// The folder of network configurations: what the CNI does there is noticed at once.
     configurations: Watched,
+    results: Results,
     state: State,
     ledger: Ledger,
     waiting: Vec<Waiting>,
@@ -93,6 +100,8 @@ pub enum News {
     Asked(Asked),
     /// The node's network configurations are not what they were.
     Configurations,
+    /// What the runtime has cached is another.
+    Results(Changes),
     /// Somebody has waited long enough.
     Due,
 }
@@ -107,6 +116,7 @@ impl Gate {
         let mut gate = Self {
             asked,
             configurations: Watched::folder(&flags.configurations)?,
+            results: Results::below(&flags.cni_cache),
             installer: installer(flags),
             state: State::Off,
             ledger: read(&attachments),
@@ -116,6 +126,8 @@ impl Gate {
             standing,
         };
         gate.take_notes(&Notes::beside(&flags.run.join(SOCKET)));
+        let found = gate.results.look();
+        gate.take_results(&found);
         Ok(gate)
     }
 
@@ -134,6 +146,15 @@ impl Gate {
             self.save();
         }
         left.iter().for_each(|note| notes.remove(&note.attachment));
+    }
+
+    /// Whether there is any news in it.
+    fn take_results(&mut self, changes: &Changes) -> bool {
+        let mut news = self.release(|held| changes.gone.contains(held));
+        for note in &changes.come {
+            news |= self.ledger.add_cached(note);
+        }
+        news
     }
 
     /// What the plan's status says of the gate.
@@ -156,6 +177,7 @@ impl Gate {
         tokio::select! {
             Some(asked) = self.asked.recv() => News::Asked(asked),
             () = self.configurations.changed() => News::Configurations,
+            () = self.results.changed() => News::Results(self.results.look()),
             () = passes => News::Due,
         }
     }
@@ -173,6 +195,7 @@ impl Gate {
                 }
                 false
             }
+            News::Results(changes) => self.take_results(&changes) && plan.is_some(),
             News::Asked(Asked { request, answer }) => self.serve(request, answer, plan),
         }
     }
@@ -211,7 +234,7 @@ impl Gate {
     /// The node has no plan any more, and the gate no say.
     pub fn retire(&mut self) {
         self.install(&EgressPlanSpec::default());
-        self.ledger = Ledger::default();
+        self.ledger = self.ledger.only(true);
         for file in [&self.attachments, &self.standing] {
             // What cannot be removed disarms the plugin when it is old.
             let _ = std::fs::remove_file(file);
@@ -304,7 +327,7 @@ impl Gate {
     }
 
     fn save(&self) {
-        write(&self.attachments, &self.ledger);
+        write(&self.attachments, &self.ledger.only(false));
     }
 
     /// Writes what plugins need without us. Writing it is also the sign of life.
