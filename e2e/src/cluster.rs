@@ -26,6 +26,13 @@ use crate::{
     wait,
 };
 
+/// Chart values without all that tells a node of a pod before the API server knows the pod's address: the start gate, and
+/// the container runtime's cached results.
+pub const UNAWARE: [&str; 2] = [
+    "startGate.enabled=false",
+    "startGate.cniCacheDir=/var/lib/cni/nothing",
+];
+
 const PROXY_DEADLINE: Duration = Duration::from_secs(10);
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(10);
 const GATE_DEADLINE: Duration = Duration::from_secs(120);

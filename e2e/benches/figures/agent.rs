@@ -154,12 +154,12 @@ fn process(node: &Node, plan: &EgressPlanSpec, effort: Effort) -> Result<Vec<Rec
     let text = serde_json::to_string(&EgressPlan::new(node.name, plan))?;
     command::output_with_input(server.kubectl().args(["create", "-f", "-"]), &text)?;
     // The first start finds what `pod_added` left, and removes its last pods.
-    drop(Agent::start(node, &server)?);
+    drop(Agent::start(node, &server, &[])?);
     let mut starts = Vec::new();
     for _ in 1..effort.starts {
-        starts.push(milliseconds(Agent::start(node, &server)?.ready_after));
+        starts.push(milliseconds(Agent::start(node, &server, &[])?.ready_after));
     }
-    let agent = Agent::start(node, &server)?;
+    let agent = Agent::start(node, &server, &[])?;
     starts.push(milliseconds(agent.ready_after));
     let idle = agent.idle(effort.idle)?;
     Ok(vec![
@@ -173,19 +173,20 @@ fn process(node: &Node, plan: &EgressPlanSpec, effort: Effort) -> Result<Vec<Rec
 }
 
 /// The release build of `egressnat-agent`. Ended when dropped.
-struct Agent {
+pub struct Agent {
     child: Child,
     /// From its start until it said that it had read the datapath back and found it as the plan says.
     ready_after: Duration,
 }
 
 impl Agent {
-    /// In the calling thread's namespace.
-    fn start(node: &Node, server: &ApiServer) -> Result<Self> {
+    /// In the calling thread's namespace, with these flags. Returns when it has a plan in the kernel.
+    pub fn start(node: &Node, server: &ApiServer, flags: &[String]) -> Result<Self> {
         let program = Site::target().join("release/egressnat-agent");
         let begin = Instant::now();
         let child = Command::new(&program)
             .args(["--node-name", node.name, "--log-level", "warn"])
+            .args(flags)
             .env("KUBECONFIG", server.kubeconfig())
             .stdin(Stdio::null())
             .spawn()

@@ -1,8 +1,8 @@
 //! `make bench`: what egressnat costs, side by side with what it is compared with, in one run.
 //!
 //! Everything happens in network namespaces of its own, between their own addresses. With `BENCH_QUICK=1` it
-//! takes some minutes, and the figures are rough. With `BENCH_ONLY=planner` or `pods` there are only the planner's or those
-//! of pods that start, and nothing is written.
+//! takes some minutes, and the figures are rough. With `BENCH_ONLY=planner`, `pods` or `bare` there are only the planner's, those
+//! of pods that start, or of these the ones without kubelets, and nothing is written.
 
 mod agent;
 mod compare;
@@ -47,7 +47,11 @@ const FULL: Effort = Effort {
         plans: 11,
         events: 1_000,
     },
-    pods: pods::Effort { waves: 5, pods: 60 },
+    pods: pods::Effort {
+        waves: 5,
+        pods: 60,
+        bare: 400,
+    },
 };
 
 const QUICK: Effort = Effort {
@@ -62,7 +66,11 @@ const QUICK: Effort = Effort {
         plans: 3,
         events: 1_000,
     },
-    pods: pods::Effort { waves: 1, pods: 40 },
+    pods: pods::Effort {
+        waves: 1,
+        pods: 40,
+        bare: 100,
+    },
 };
 
 fn main() -> Result<()> {
@@ -75,6 +83,7 @@ fn main() -> Result<()> {
     let only = match env::var("BENCH_ONLY").as_deref() {
         Ok("planner") => Some(operator::records(effort.planner)?),
         Ok("pods") => Some(pods::records(effort.pods)?),
+        Ok("bare") => Some(pods::bare(effort.pods.bare)?),
         _ => None,
     };
     if let Some(records) = only {
@@ -85,7 +94,7 @@ fn main() -> Result<()> {
     records.extend(operator::records(effort.planner)?);
     eprintln!("bench: the agent, about {} s", effort.agent.idle.as_secs() + 20);
     records.extend(agent::records(effort.agent)?);
-    eprintln!("bench: pods that start, {} waves", 2 * effort.pods.waves);
+    eprintln!("bench: pods that start, {} waves", 3 * effort.pods.waves);
     records.extend(pods::records(effort.pods)?);
     let machine = machine(cores)?;
     println!("\n{machine}\n");

@@ -3,7 +3,10 @@
 use clap::ValueEnum;
 
 use super::{judge::Why, report::Report};
-use crate::{cluster::Cluster, error::Result};
+use crate::{
+    cluster::{Cluster, UNAWARE},
+    error::Result,
+};
 
 const NAMESPACE: &str = "egressnat-system";
 /// The variable by which operator and agents are told to leave a safeguard out.
@@ -12,7 +15,8 @@ const VARIABLE: &str = "EGRESSNAT_UNSAFE_WITHOUT";
 /// Something without which packets leave with a wrong address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Safeguard {
-    /// A pod starts only when its node knows its verdict.
+    /// A pod starts only when its node knows its verdict. What else tells the node of most pods in time, the runtime's
+    /// cached results, is left out with it.
     Gate,
     /// Nodes follow one another: no source before its gateway.
     Order,
@@ -33,7 +37,7 @@ pub fn install(cluster: &Cluster, values: &[String], without: &[Safeguard]) -> R
         .chain(values.iter().map(String::as_str))
         .collect();
     if without.contains(&Safeguard::Gate) {
-        values.push("startGate.enabled=false");
+        values.extend(UNAWARE);
     }
     cluster.install_chart_with(&values)?;
     let names = |named: &dyn Fn(&Safeguard) -> Option<&'static str>| {

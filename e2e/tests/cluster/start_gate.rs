@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, process::Command};
 
-use egressnat_e2e::{cluster::Cluster, error::Result, site::NodeSpec, wait};
+use egressnat_e2e::{
+    cluster::{Cluster, UNAWARE},
+    error::Result,
+    site::NodeSpec,
+    wait,
+};
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 
@@ -28,17 +33,18 @@ const CHART_NAMESPACE: &str = "egressnat-system";
 const AGENTS: &str = "app.kubernetes.io/component=agent";
 /// Pods that start at once on each node.
 const PODS: usize = 8;
+/// Of so many the first packet may be wrong without the gate.
+const MOST_WRONG: usize = 4;
 /// A source node and the gateway.
 const ON: [NodeSpec; 2] = [WORKER, GATEWAY];
 
-/// Without the gate some of them send with their node's address first: so the probe would see it.
+/// With the gate. Without it but with the runtime's cached results, of nearly all pods: nobody waits for the agent to have
+/// read them. Without both some send with their node's address first: so the probe would see it.
 pub fn the_first_packets_of_pods_have_the_policys_address(
     cluster: &Cluster,
 ) -> std::result::Result<(), Failed> {
     let scene = Scene::new(cluster)?;
     scene.apply_policy(json!({}))?;
-    cluster.install_chart_with(&["startGate.enabled=false"])?;
-    cluster.wait_for_gate(false)?;
     let result = without_and_with(&scene);
     cluster.install_chart()?;
     scene.delete_policy()?;
@@ -142,15 +148,24 @@ fn expect_started(scene: &Scene, namespace: &str) -> Result<()> {
 }
 
 fn without_and_with(scene: &Scene) -> std::result::Result<(), Failed> {
-    let without = first_packets(scene, "ungated")?;
-    assert!(
-        without.values().any(|seen| seen != EGRESS[0]),
-        "without the gate all were right: {without:#?}"
-    );
-    scene.cluster.install_chart()?;
-    scene.cluster.wait_for_gate(true)?;
-    let with = first_packets(scene, "gated")?;
-    assert!(with.values().all(|seen| seen == EGRESS[0]), "{with:#?}");
+    let first = |run: &str, values: &[&str], gate: bool| -> Result<Vec<String>> {
+        scene.cluster.install_chart_with(values)?;
+        scene.cluster.wait_for_gate(gate)?;
+        let seen = first_packets(scene, run)?;
+        let wrong: Vec<String> = seen.into_values().filter(|from| from != EGRESS[0]).collect();
+        println!(
+            "{run}: the first packet of {} of {} pods is wrong",
+            wrong.len(),
+            ON.len() * PODS
+        );
+        Ok(wrong)
+    };
+    let unaware = first("unaware", &UNAWARE, false)?;
+    assert!(!unaware.is_empty(), "without anything all were right");
+    let ungated = first("ungated", &UNAWARE[..1], false)?;
+    assert!(ungated.len() <= MOST_WRONG, "{ungated:?}");
+    let gated = first("gated", &[], true)?;
+    assert!(gated.is_empty(), "{gated:?}");
     Ok(())
 }
 

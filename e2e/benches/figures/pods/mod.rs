@@ -1,8 +1,12 @@
-//! Pods that start, with the start gate and without it, in a real cluster: how soon the kernel knows a pod after
-//! its address is assigned, what the gate adds to its start, and how long it sends with a wrong address.
+//! Pods that start, with the start gate, without it, and without the runtime's cached results as well, in a real cluster:
+//! how soon the kernel knows a pod after its address is assigned, what the gate adds to its start, and how long it sends
+//! with a wrong address.
 //!
-//! Each pod sends from its first instruction, to a port of its own. Waves with and without the gate take turns.
+//! Each pod sends from its first instruction, to a port of its own. Waves of each way take turns. Two cores with three
+//! kubelets do not start [`wave::RATE`] pods a second, whatever is asked for: how a node keeps up with so many is measured
+//! without kubelets ([`bare`]).
 
+mod bare;
 mod plugin;
 mod seen;
 mod wave;
@@ -11,7 +15,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use egressnat_e2e::{
-    cluster::Cluster,
+    cluster::{Cluster, UNAWARE},
     images,
     kube_proxy::KubeProxyMode,
     network::Network,
@@ -21,6 +25,7 @@ use egressnat_e2e::{
 };
 use serde_json::{Value, json};
 
+pub use self::bare::records as bare;
 use self::wave::{Start, Wave};
 use crate::{
     results::{Record, Target},
@@ -30,11 +35,26 @@ use crate::{
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Waves with the gate, and as many without it.
+    /// Waves of each way.
     pub waves: usize,
     /// Pods of a wave, which are created at [`wave::RATE`].
     pub pods: usize,
+    /// Pods of a node without a kubelet, each way.
+    pub bare: usize,
 }
+
+/// How a node hears of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// From the API server, when that knows the pod's address.
+    Unaware,
+    /// From the runtime's cached results.
+    Ungated,
+    /// From the start gate, for which the pod waits.
+    Gated,
+}
+
+const WAYS: [Way; 3] = [Way::Unaware, Way::Ungated, Way::Gated];
 
 /// What the pods of the waves are known by.
 const LABEL: (&str, &str) = ("bench", "start");
@@ -52,26 +72,28 @@ pub fn records(effort: Effort) -> Result<Vec<Record>> {
     )?;
     cluster.load_images(&[image])?;
     cluster.start_echo()?;
-    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let mut seen = WAYS.map(|_| Vec::new());
     for number in 0..effort.waves {
-        for (gate, starts) in [(false, &mut without), (true, &mut with)] {
-            install(&cluster, gate)?;
-            progress.step(&format!(
-                "wave {} of {}, {} the gate",
-                number + 1,
-                effort.waves,
-                if gate { "with" } else { "without" }
-            ));
-            starts.push(Wave::run(&cluster, effort.pods)?);
+        for (way, seen) in WAYS.into_iter().zip(&mut seen) {
+            install(&cluster, way)?;
+            progress.step(&format!("wave {} of {}, {way:?}", number + 1, effort.waves));
+            seen.push(Wave::run(&cluster, effort.pods)?);
         }
     }
     cluster.down()?;
-    Ok(figures(&with, &without))
+    let [unaware, ungated, gated] = seen;
+    let mut records = figures(&unaware, &ungated, &gated);
+    records.extend(bare::records(effort.bare)?);
+    Ok(records)
 }
 
-/// The chart with the gate or without it, and the policy, in place on every node.
-fn install(cluster: &Cluster, gate: bool) -> Result<()> {
-    cluster.install_chart_with(&[&format!("startGate.enabled={gate}")])?;
+/// The chart with this way, and the policy, in place on every node.
+fn install(cluster: &Cluster, way: Way) -> Result<()> {
+    cluster.install_chart_with(match way {
+        Way::Unaware => &UNAWARE,
+        Way::Ungated => &UNAWARE[..1],
+        Way::Gated => &[],
+    })?;
     let kubectl = cluster.kubectl();
     kubectl.apply(&policy().to_string())?;
     kubectl.run([
@@ -81,7 +103,7 @@ fn install(cluster: &Cluster, gate: bool) -> Result<()> {
         "egressnatpolicy",
         POLICY,
     ])?;
-    Ok(cluster.wait_for_gate(gate)?)
+    Ok(cluster.wait_for_gate(way == Way::Gated)?)
 }
 
 /// The control plane is the gateway, the pods are on the other nodes.
@@ -98,17 +120,18 @@ fn policy() -> Value {
     })
 }
 
-fn figures(with: &[Wave], without: &[Wave]) -> Vec<Record> {
+fn figures(unaware: &[Wave], ungated: &[Wave], gated: &[Wave]) -> Vec<Record> {
     // With the gate there must be no wrong packet, and a single one counts as a millisecond.
-    let mut records = of_waves("gated", with, 1.0);
-    let runs = with.iter().flat_map(|wave| wave.plugin.clone()).collect();
+    let mut records = of_waves("gated", gated, Some(1.0));
+    let runs = gated.iter().flat_map(|wave| wave.plugin.clone()).collect();
     records.extend(both("start_gate_added", runs, Some(Target::Below(50.0))));
-    records.extend(of_waves("ungated", without, 250.0));
+    records.extend(of_waves("ungated", ungated, Some(250.0)));
+    records.extend(of_waves("unaware", unaware, None));
     records
 }
 
 /// What was seen of pods that started this way. None may send with a wrong address for so long, in milliseconds.
-fn of_waves(way: &str, waves: &[Wave], longest: f64) -> Vec<Record> {
+fn of_waves(way: &str, waves: &[Wave], longest: Option<f64>) -> Vec<Record> {
     let starts = || waves.iter().flat_map(|wave| &wave.starts);
     let of = |value: fn(&Start) -> f64| starts().map(value).collect::<Vec<_>>();
     let name = |figure: &str| format!("{way}_pod_{figure}");
@@ -124,7 +147,7 @@ fn of_waves(way: &str, waves: &[Wave], longest: f64) -> Vec<Record> {
     ];
     records.extend(both(&name("start"), of(|start| start.start), None));
     records.extend(both(&name("programmed"), of(|start| start.programmed), None));
-    let longest = Some(Target::Below(longest));
+    let longest = longest.map(Target::Below);
     records.extend(both(&name("wrong_source"), of(|start| start.wrong), longest));
     records
 }
