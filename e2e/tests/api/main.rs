@@ -17,6 +17,7 @@ mod gate;
 mod kinds;
 mod node;
 mod operator;
+mod operator_identity;
 mod plugin;
 mod pod_events;
 mod repairs;
