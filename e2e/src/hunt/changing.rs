@@ -52,7 +52,7 @@ impl Changing<'_> {
     /// One batch of changes after the other, each after the one before is in place, until the goal is reached.
     pub async fn run(&self) -> Result<End> {
         let mut random = Random::new(self.settings.seed);
-        let mut misdirected = Misdirected::default();
+        let mut misdirected = Misdirected::watch(self.cluster)?;
         let mut end = End::default();
         for number in 0.. {
             if self.goal.is_reached() {
