@@ -16,9 +16,10 @@ use crate::scene::Scene;
 
 /// The first of the ports.
 pub const FIRST_PORT: usize = 20_000;
+/// The last of them.
+pub const LAST_PORT: usize = FIRST_PORT + 99;
 /// How long a pod may take to start, the kubelet's second try included, and to be let through.
 const DEADLINE: Duration = Duration::from_secs(90);
-const LAST_PORT: usize = FIRST_PORT + 99;
 
 /// A pod that knocks at this port.
 pub fn pod(namespace: &str, name: &str, node: NodeSpec, labels: Value, port: usize) -> Value {

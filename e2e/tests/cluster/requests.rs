@@ -133,8 +133,8 @@ impl Requests {
         })
     }
 
-    /// Ends the requests, and the test unless every single one was answered with these addresses.
-    pub fn end(mut self, expected: &Seen) -> Result<()> {
+    /// Ends the requests, and the test unless every single one was answered with these addresses. Returns how many.
+    pub fn end(mut self, expected: &Seen) -> Result<usize> {
         self.wait_for_more()?;
         self.stop();
         let answers = self.answers();
@@ -146,7 +146,7 @@ impl Requests {
         for address in expected.iter().flatten() {
             assert!(answers.contains_key(address), "{}: {answers:?}", self.pod);
         }
-        Ok(())
+        Ok(answers.values().sum())
     }
 
     fn answers(&self) -> BTreeMap<String, usize> {
