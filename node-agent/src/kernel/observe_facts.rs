@@ -130,7 +130,6 @@ fn nameable(address: &NodeAddress) -> bool {
 /// Some CNIs give the node's end of every pod's veth the same host address, the pod's gateway. An
 /// interface of the node that is a veth itself, as in kind, has a default route or its network's prefix.
 fn pods_gateway(observed: &Observed, link: &NodeLink, address: &NodeAddress) -> bool {
-    let host_prefix = if address.address.is_ipv4() { 32 } else { 128 };
     let uplink = || observed.default_routes().any(|route| route.link == link.index);
-    link.kind == "veth" && link.leads_elsewhere && address.prefix == host_prefix && !uplink()
+    link.is_nodes_end() && address.is_single() && !uplink()
 }

@@ -8,7 +8,7 @@ use egressnat_agent::kernel::rtnl::Monitor;
 use egressnat_agent::owned::Numbers;
 use tokio::time::timeout;
 
-use crate::netns::{in_netns, index, ip, make_underlay, rtnl, run, tunnel};
+use crate::netns::{Elsewhere, in_netns, index, ip, make_underlay, rtnl, run, tunnel};
 use crate::sample::{desired, reach};
 
 /// Long enough to hear of a change, which takes a fifth of a second at most.
@@ -89,6 +89,43 @@ fn changes_of_others_are_not_told() {
         // It could have been.
         ip("route add 10.9.0.0/16 dev up0 table 7701");
         assert!(told(&mut monitor).await);
+    });
+}
+
+/// Some CNIs give the node's end of each pod's pair the address of the pod's gateway: no news with every pod.
+#[test]
+fn the_gateway_of_a_pod_is_told_only_where_it_is_on_a_link_that_is_watched() {
+    in_netns(|| async {
+        let elsewhere = Elsewhere::new();
+        ip(&format!(
+            "link add pod1 type veth peer name eth0 netns {}",
+            elsewhere.thread
+        ));
+        let mut monitor = Monitor::open(Numbers::default()).unwrap();
+        let changes = |word: &str| {
+            [
+                format!("address {word} 10.241.1.1/32 dev pod1"),
+                format!("-6 address {word} fd00::1/128 dev pod1 nodad"),
+            ]
+        };
+        drain(&mut monitor).await;
+        for change in [changes("add"), changes("del")].concat() {
+            ip(&change);
+        }
+        let changed = timeout(SILENCE, monitor.changed()).await;
+        assert!(changed.is_err(), "one of these was told");
+        // As in kind, whose nodes have such ends for interfaces.
+        monitor.watch([index("pod1")].into(), [].into());
+        let network = "address add 10.241.1.1/24 dev pod1".to_owned();
+        for change in [changes("add").to_vec(), vec![network]].concat() {
+            drain(&mut monitor).await;
+            ip(&change);
+            assert!(told(&mut monitor).await, "{change}");
+        }
+        monitor.watch([].into(), [].into());
+        drain(&mut monitor).await;
+        ip("address add 10.242.1.1/24 dev pod1");
+        assert!(told(&mut monitor).await, "a network");
     });
 }
 

@@ -14,7 +14,7 @@ use netlink_sys::{AsyncSocket, TokioSocket};
 use rtnetlink::MulticastGroup;
 use tokio::time::{Instant, timeout_at};
 
-use super::observed::{NodeLink, NodeRoute};
+use super::observed::{NodeAddress, NodeLink, NodeRoute};
 use super::{link, route};
 use crate::kernel::netlink::{self, NetlinkError};
 use crate::owned::{Numbers, TUNNEL};
@@ -164,6 +164,7 @@ struct Known {
     altnames: Vec<String>,
     mtu: u32,
     up: bool,
+    nodes_end: bool,
 }
 
 impl Interest {
@@ -188,6 +189,7 @@ impl Interest {
             }
             RouteNetlinkMessage::NewAddress(m) | RouteNetlinkMessage::DelAddress(m) => {
                 m.header.scope != AddressScope::Link
+                    && !NodeAddress::read(&m).is_some_and(|address| self.is_pods_gateway(&address))
             }
             RouteNetlinkMessage::NewRoute(m) | RouteNetlinkMessage::DelRoute(m) => {
                 let own = |route: &NodeRoute| route.to.prefix_len() == 0 || self.exits.contains(&route.link);
@@ -206,6 +208,14 @@ impl Interest {
         }
     }
 
+    /// Some CNIs give the node's end of each pod's pair the address of the pod's gateway: no news with every pod.
+    fn is_pods_gateway(&self, address: &NodeAddress) -> bool {
+        let link = self.links.get(&address.index);
+        link.is_some_and(|link| link.nodes_end)
+            && address.is_single()
+            && !self.uplinks.contains(&address.index)
+    }
+
     /// The tunnel, whatever has changed; others when their names or MTU have, uplinks when they go up or down. A link that is new is none's
     /// yet: what makes it matter, an address, is told as well.
     fn link(&mut self, link: NodeLink) -> bool {
@@ -215,6 +225,7 @@ impl Interest {
         }
         let uplink = self.uplinks.contains(&link.index);
         let new = Known {
+            nodes_end: link.is_nodes_end(),
             name: link.name,
             altnames: link.altnames,
             mtu: link.mtu,
@@ -226,6 +237,7 @@ impl Interest {
                 altnames,
                 mtu,
                 up,
+                nodes_end: _,
             } = old;
             (name, altnames, mtu) != (&new.name, &new.altnames, &new.mtu) || uplink && *up != new.up
         });

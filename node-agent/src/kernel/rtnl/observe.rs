@@ -144,7 +144,7 @@ impl Rtnl {
 }
 
 impl NodeAddress {
-    fn read(message: &AddressMessage) -> Option<Self> {
+    pub(super) fn read(message: &AddressMessage) -> Option<Self> {
         let header = &message.header;
         let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
         let (mut address, mut local): (Option<IpAddr>, Option<IpAddr>) = (None, None);

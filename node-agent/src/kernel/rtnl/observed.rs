@@ -182,7 +182,20 @@ impl NodeRoute {
     }
 }
 
+impl NodeAddress {
+    /// No other address is on its network.
+    pub fn is_single(&self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+}
+
 impl NodeLink {
+    /// The node's end of a pair whose other end is in another network namespace, as a pod's is; and as a node's own
+    /// interface is in kind.
+    pub fn is_nodes_end(&self) -> bool {
+        self.kind == "veth" && self.leads_elsewhere
+    }
+
     /// Nothing leaves by it: an address stands on it that others lead to this node.
     pub fn leads_nowhere(&self) -> bool {
         self.index == LOOPBACK || ["dummy", "vrf"].contains(&self.kind.as_str())
