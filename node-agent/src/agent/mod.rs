@@ -10,6 +10,7 @@ mod metrics;
 mod repairs;
 mod report;
 mod residents;
+mod retry;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use kube_runtime::WatchStreamExt;
 use kube_runtime::watcher::watch_object;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 pub use datapath::{Datapath, Report};
@@ -37,6 +38,7 @@ use crate::diff::Touched;
 use crate::error::AgentError;
 use crate::kernel::clash::Clash;
 use report::Reporter;
+use retry::Retry;
 
 /// How often the kernel is read in full and compared, whether or not anything was noticed.
 const RECHECK: Duration = Duration::from_secs(60);
@@ -44,9 +46,11 @@ const RECHECK: Duration = Duration::from_secs(60);
 /// How often conntrack is asked whether it has refused connections, where a policy gives some ports alone.
 const LOOK_AT_PORTS: Duration = Duration::from_secs(5);
 
-/// Between tries after a failure: doubled each time, up to the limit.
-const RETRY: Duration = Duration::from_millis(500);
-const RETRY_LIMIT: Duration = Duration::from_secs(30);
+/// Up to how many requests to the gate share a turn.
+const TOGETHER: usize = 64;
+
+/// How long a report that is under way may take when the agent is told to stop.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT. The datapath stays in place: what the kernel holds is in force without us.
 pub async fn run(cli: Cli) -> Result<(), AgentError> {
@@ -63,8 +67,8 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
         gate: gate(&cli)?,
         reporter: Reporter::new(client, &cli.node_name),
         plan: Plan::Unknown,
-        retry: None,
-        failures: 0,
+        outcome: None,
+        retry: Retry::default(),
         hindrances: Vec::new(),
         questions,
         metrics,
@@ -113,9 +117,9 @@ struct Agent {
     gate: Option<Gate>,
     reporter: Reporter,
     plan: Plan,
-    /// When to try again after a failure.
-    retry: Option<Instant>,
-    failures: u32,
+    /// What became of the last try.
+    outcome: Option<Result<Report, AgentError>>,
+    retry: Retry,
     /// What is in the way, as it was last said.
     hindrances: Vec<Clash>,
     /// Scrapes that ask for the kernel's counters.
@@ -134,11 +138,8 @@ impl Agent {
         let mut look = interval(LOOK_AT_PORTS);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let retry = self.retry;
-            let due = match &self.plan {
-                Plan::Present(_) if retry.is_none() => self.reporter.due(),
-                _ => None,
-            };
+            let retry = self.retry.due();
+            let due = self.reporter.due();
             tokio::select! {
                 plan = plans.next() => match plan {
                     Some(Some(plan)) => self.plan = Plan::Present(Box::new(plan)),
@@ -150,6 +151,7 @@ impl Agent {
                     debug!("what the kernel holds has changed");
                 }
                 news = heard(&mut self.gate) => if !self.take(news) {
+                    self.tell();
                     continue;
                 },
                 _ = recheck.tick() => {
@@ -157,7 +159,14 @@ impl Agent {
                     self.gate.iter_mut().for_each(Gate::alive);
                 }
                 () = until(retry) => self.datapath.distrust(),
-                () = until(due) => {}
+                () = until(due) => {
+                    self.tell();
+                    continue;
+                }
+                told = self.reporter.told() => {
+                    self.heed(told);
+                    continue;
+                }
                 _ = look.tick() => if !self.look_at_ports().await {
                     continue;
                 },
@@ -174,8 +183,40 @@ impl Agent {
             }
             self.sync().await;
         }
+        self.last_word().await;
         info!("stopping; the datapath stays in place");
         Ok(())
+    }
+
+    /// Ends the report that is under way, and what has come to be told meanwhile.
+    async fn last_word(&mut self) {
+        let told = async {
+            while self.reporter.is_telling() {
+                let told = self.reporter.told().await;
+                self.heed(told);
+            }
+        };
+        // Who comes next says it again.
+        let _ = timeout(LAST_WORD, told).await;
+    }
+
+    /// Says what became of the last try.
+    fn tell(&mut self) {
+        let (Plan::Present(plan), Some(outcome)) = (&self.plan, &self.outcome) else {
+            return;
+        };
+        let gate = self.gate.as_ref().map(|gate| gate.report(&plan.spec));
+        let interfaces = self.datapath.interfaces().to_vec();
+        self.reporter.report(plan, interfaces, gate, outcome);
+    }
+
+    /// A report has come to its end: there may be more to say by now.
+    fn heed(&mut self, told: Result<(), AgentError>) {
+        if let Err(error) = told {
+            warn!(%error, "failed to write the plan's status");
+            self.metrics.error(error.category());
+        }
+        self.tell();
     }
 
     /// Whether the plan's status has something new to say of ports.
@@ -188,8 +229,20 @@ impl Agent {
         })
     }
 
-    /// Takes in what the gate has heard. Whether the datapath has to be brought in step.
+    /// Takes in what the gate has heard, and all that has come meanwhile: pods that start together share a turn. Whether
+    /// the datapath has to be brought in step.
     fn take(&mut self, news: News) -> bool {
+        let mut turn = self.take_one(news);
+        for _ in 1..TOGETHER {
+            match self.gate.as_mut().and_then(Gate::further) {
+                Some(news) => turn |= self.take_one(news),
+                None => break,
+            }
+        }
+        turn
+    }
+
+    fn take_one(&mut self, news: News) -> bool {
         match &news {
             News::Asked(Asked {
                 request: Request::Add { pod, addresses, .. },
@@ -242,28 +295,12 @@ impl Agent {
         self.metrics
             .synced(began, generation, plan.map(|p| &p.spec), &result);
         self.health.synced(&result);
-        let reported = match plan {
-            Some(plan) => {
-                let gate = self.gate.as_ref().map(|gate| gate.report(&plan.spec));
-                self.reporter
-                    .report(plan, self.datapath.interfaces().to_vec(), gate, &result)
-                    .await
-            }
-            None => Ok(()),
-        };
-        if let Err(error) = &reported {
-            warn!(generation, %error, "failed to write the plan's status");
-            self.metrics.error(error.category());
+        if let Ok(report) = &result {
+            self.reporter.note(&report.touched);
         }
-        self.schedule_retry(result.is_ok() && reported.is_ok());
-    }
-
-    fn schedule_retry(&mut self, ok: bool) {
-        self.failures = if ok { 0 } else { self.failures.saturating_add(1) };
-        self.retry = (!ok).then(|| {
-            let doubled = RETRY.saturating_mul(1 << self.failures.min(6).saturating_sub(1));
-            Instant::now() + doubled.min(RETRY_LIMIT)
-        });
+        self.retry.note(result.is_ok(), Instant::now());
+        self.outcome = Some(result);
+        self.tell();
     }
 }
 

@@ -34,29 +34,31 @@ impl Untold {
         self.touched.truncate(WAITING);
     }
 
-    /// The repairs of a status, with these.
-    pub(super) fn after(&self, before: &[Repair], now: Timestamp) -> Vec<Repair> {
-        repairs(before, &self.touched, now)
-    }
-
     /// When they may be told without other news; never where there are none.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let after = self.told.map_or(now, |told| told + PAUSE);
         (!self.touched.is_empty()).then_some(after)
     }
 
-    /// They are told.
-    pub(super) fn told(&mut self, now: Instant) {
+    /// They are about to be told.
+    pub(super) fn take(&mut self, now: Instant) -> Vec<Touched> {
         if !self.touched.is_empty() {
-            self.touched.clear();
             self.told = Some(now);
         }
+        std::mem::take(&mut self.touched)
+    }
+
+    /// They could not be told.
+    pub(super) fn give_back(&mut self, mut touched: Vec<Touched>) {
+        touched.append(&mut self.touched);
+        touched.truncate(WAITING);
+        self.touched = touched;
     }
 }
 
 /// The latest repairs, those of `before` and of `touched` now: the latest first, a thing that is touched again
 /// counted up.
-fn repairs(before: &[Repair], touched: &[Touched], now: Timestamp) -> Vec<Repair> {
+pub(super) fn after(before: &[Repair], touched: &[Touched], now: Timestamp) -> Vec<Repair> {
     let mut by_thing: BTreeMap<_, Repair> = before
         .iter()
         .map(|repair| ((repair.object, repair.what.clone()), repair.clone()))
@@ -98,15 +100,15 @@ mod tests {
     #[test]
     fn a_thing_that_is_touched_again_is_counted_up_and_comes_first() {
         let (rule, route) = (Touched::new(IpRule, "r"), Touched::new(Route, "r"));
-        let first = repairs(&[], &[rule.clone(), route], at(1));
+        let first = after(&[], &[rule.clone(), route], at(1));
         assert_eq!(first.len(), 2, "of another kind");
-        let second = repairs(&first, &[rule], at(2));
+        let second = after(&first, &[rule], at(2));
         let told: Vec<_> = second
             .iter()
             .map(|r| (r.object, r.count, r.last_time.0))
             .collect();
         assert_eq!(told, [(IpRule, 2, at(2)), (Route, 1, at(1))]);
-        assert_eq!(repairs(&second, &[], at(3)), second, "time alone changes nothing");
+        assert_eq!(after(&second, &[], at(3)), second, "time alone changes nothing");
     }
 
     #[test]
@@ -118,8 +120,7 @@ mod tests {
             let now = began + Duration::from_millis(100) * tenth;
             untold.add(&[Touched::new(Route, "r")]);
             if untold.due(now).is_some_and(|due| due <= now) {
-                told = untold.after(&told, at(1));
-                untold.told(now);
+                told = after(&told, &untold.take(now), at(1));
                 patches += 1;
             }
         }
@@ -130,15 +131,28 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_told_is_told_with_what_came_since() {
+        let (now, touched) = (Instant::now(), |name| Touched::new(Route, name));
+        let mut untold = Untold::default();
+        untold.add(&[touched("a")]);
+        let lost = untold.take(now);
+        assert_eq!(untold.due(now), None);
+        untold.add(&[touched("b")]);
+        untold.give_back(lost);
+        assert_eq!(untold.due(now), Some(now + PAUSE));
+        assert_eq!(untold.take(now), [touched("a"), touched("b")]);
+    }
+
+    #[test]
     fn the_latest_are_kept() {
         let mut all = Vec::new();
         for n in 0..40 {
-            all = repairs(&all, &[Touched::new(Route, n)], at(n));
+            all = after(&all, &[Touched::new(Route, n)], at(n));
         }
         assert_eq!(all.len(), Repair::MAX);
         let (first, last) = (&all[0].what, &all[Repair::MAX - 1].what);
         assert_eq!((first.as_str(), last.as_str()), ("39", "24"));
-        let long = repairs(&[], &[Touched::new(Route, "ü".repeat(300))], at(1));
+        let long = after(&[], &[Touched::new(Route, "ü".repeat(300))], at(1));
         assert!(long[0].what.len() < 210 && long[0].what.ends_with("ü..."));
     }
 }

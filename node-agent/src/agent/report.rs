@@ -1,7 +1,10 @@
 //! The plan's status: what the kernel holds, or what is wrong.
 
+use std::future::pending;
+
 use egressnat_crds::plan::{Hindrance, NodeInterface};
 use egressnat_crds::{AGENT_MANAGER, EgressPlan, EgressPlanStatus};
+use futures::future::BoxFuture;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
@@ -11,17 +14,31 @@ use tokio::time::Instant;
 
 use super::Report;
 use super::gate::{GateReport, State};
-use super::repairs::Untold;
+use super::repairs::{self, Untold};
+use super::retry::Retry;
+use crate::diff::Touched;
 use crate::error::AgentError;
 use crate::kernel::clash::Clash;
 
-/// Writes the status of this node's plan, where it says something new.
+/// Writes the status of this node's plan, where it says something new. One write is under way at a time, and nobody waits
+/// for it: a pod at the gate must not wait for the API server.
 pub(super) struct Reporter {
     plans: Api<EgressPlan>,
     node: String,
     /// What was last written, and to which plan: the watch may show an older state.
     written: Option<(String, EgressPlanStatus)>,
+    under_way: Option<UnderWay>,
     untold: Untold,
+    retry: Retry,
+}
+
+/// A status on its way.
+struct UnderWay {
+    uid: String,
+    status: EgressPlanStatus,
+    /// What it tells of repairs.
+    told: Vec<Touched>,
+    answer: BoxFuture<'static, kube::Result<EgressPlan>>,
 }
 
 impl Reporter {
@@ -30,53 +47,103 @@ impl Reporter {
             plans: Api::all(client),
             node: node.into(),
             written: None,
+            under_way: None,
             untold: Untold::default(),
+            retry: Retry::default(),
         }
     }
 
-    /// When there is something to write that has waited for long enough; never where nothing waits.
+    /// When to report again without news: what waits has waited for long enough, or a write has failed. Never where
+    /// nothing waits.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.untold.due(Instant::now())
+        match self.under_way {
+            Some(_) => None,
+            None => self.retry.due().or_else(|| self.untold.due(Instant::now())),
+        }
     }
 
-    /// Writes what `result` says of `plan`, unless the status says so already.
-    pub(super) async fn report(
+    /// Takes note of what was repaired, for the next report.
+    pub(super) fn note(&mut self, touched: &[Touched]) {
+        self.untold.add(touched);
+    }
+
+    /// Begins to write what `result` says of `plan`, unless the status says so already, or a write is under way, or the
+    /// last has failed and it is too early to try again.
+    pub(super) fn report(
         &mut self,
         plan: &EgressPlan,
         interfaces: Vec<NodeInterface>,
         gate: Option<GateReport>,
         result: &Result<Report, AgentError>,
-    ) -> Result<(), AgentError> {
+    ) {
+        let began = Instant::now();
+        if self.under_way.is_some() || self.retry.due().is_some_and(|due| due > began) {
+            return;
+        }
         let uid = plan.metadata.uid.clone().unwrap_or_default();
         let before = match &self.written {
             Some((of, status)) if *of == uid => status.clone(),
             _ => plan.status.clone().unwrap_or_default(),
         };
-        if let Ok(report) = result {
-            self.untold.add(&report.touched);
-        }
         let now = Timestamp::now();
         let mut status = next_status(&before, plan, interfaces, gate, result, now);
         let news = status != before || self.written.is_none();
-        let began = Instant::now();
         if !news && self.untold.due(began).is_none_or(|due| due > began) {
-            return Ok(());
+            return;
         }
-        status.repairs = self.untold.after(&before.repairs, now);
+        let told = self.untold.take(began);
+        status.repairs = repairs::after(&before.repairs, &told, now);
+        self.under_way = Some(UnderWay {
+            answer: self.write(&uid, &status),
+            uid,
+            status,
+            told,
+        });
+    }
+
+    fn write(&self, uid: &str, status: &EgressPlanStatus) -> BoxFuture<'static, kube::Result<EgressPlan>> {
         let patch = json!({
             "apiVersion": EgressPlan::api_version(&()),
             "kind": EgressPlan::kind(&()),
             "metadata": { "name": self.node, "uid": uid },
             "status": status,
         });
-        let params = PatchParams::apply(AGENT_MANAGER).force();
-        self.plans
-            .patch_status(&self.node, &params, &Patch::Apply(patch))
-            .await
-            .map_err(AgentError::Status)?;
-        self.written = Some((uid, status));
-        self.untold.told(began);
-        Ok(())
+        let (plans, node) = (self.plans.clone(), self.node.clone());
+        Box::pin(async move {
+            let params = PatchParams::apply(AGENT_MANAGER).force();
+            plans.patch_status(&node, &params, &Patch::Apply(patch)).await
+        })
+    }
+
+    /// Whether a write is under way.
+    pub(super) fn is_telling(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Waits for the end of the write that is under way; for ever where none is. Nothing is lost when the future is
+    /// dropped.
+    pub(super) async fn told(&mut self) -> Result<(), AgentError> {
+        let Some(under_way) = &mut self.under_way else {
+            return pending().await;
+        };
+        let answer = (&mut under_way.answer).await;
+        self.retry.note(answer.is_ok(), Instant::now());
+        let Some(UnderWay {
+            uid, status, told, ..
+        }) = self.under_way.take()
+        else {
+            return Ok(());
+        };
+        match answer {
+            Ok(_) => {
+                self.written = Some((uid, status));
+                Ok(())
+            }
+            Err(error) => {
+                self.untold.give_back(told);
+                Err(AgentError::Status(error))
+            }
+        }
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Gate {
     /// The folder of network configurations: what the CNI does there is noticed at once.
     configurations: Watched,
     results: Results,
+    /// Whether the plugin is where it belongs, as of the last look, and is to be there.
+    installed: Option<bool>,
     state: State,
     ledger: Ledger,
     waiting: Vec<Waiting>,
@@ -118,6 +120,7 @@ impl Gate {
             configurations: Watched::folder(&flags.configurations)?,
             results: Results::below(&flags.cni_cache),
             installer: installer(flags),
+            installed: None,
             state: State::Off,
             ledger: read(&attachments),
             waiting: Vec::new(),
@@ -165,6 +168,11 @@ impl Gate {
         }
     }
 
+    /// A request that has come already.
+    pub fn further(&mut self) -> Option<News> {
+        self.asked.try_recv().ok().map(News::Asked)
+    }
+
     /// Waits for the next. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> News {
         let due = self.waiting.iter().map(|w| w.until).min();
@@ -208,8 +216,6 @@ impl Gate {
     /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told.
     pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>) {
         let mut news = self.ledger.observe(plan);
-        self.stand(plan);
-        self.install(plan);
         for waiting in std::mem::take(&mut self.waiting) {
             let answer = match (verdict(plan, &waiting.pod), failure) {
                 (Verdict::Selected, None) => Answer::Programmed,
@@ -228,6 +234,10 @@ impl Gate {
         }
         if news {
             self.save();
+        }
+        self.stand(plan);
+        if self.installed != Some(plan.closed_gate().is_some()) {
+            self.install(plan);
         }
     }
 
@@ -312,14 +322,16 @@ impl Gate {
 
     /// Puts the plugin into the node's network configuration, or takes it out, as the plan says.
     fn install(&mut self, plan: &EgressPlanSpec) {
-        let state = match plan.closed_gate() {
-            Some(_) => self.installer.ensure().map(|installed| match installed {
+        let closed = plan.closed_gate().is_some();
+        let state = match closed {
+            true => self.installer.ensure().map(|installed| match installed {
                 Installed::Armed { .. } => State::Armed,
                 Installed::Waiting => State::NoConfiguration,
             }),
-            None => self.installer.remove().map(|_| State::Off),
+            false => self.installer.remove().map(|_| State::Off),
         };
         let state = state.unwrap_or_else(|error| State::Failed(error.to_string()));
+        self.installed = matches!(state, State::Armed | State::Off).then_some(closed);
         if state != self.state {
             info!(?state, "the start gate");
         }
@@ -344,8 +356,9 @@ impl Gate {
         }
     }
 
-    /// The agent lives: said to plugins once a minute.
+    /// The agent lives: said to plugins once a minute. And whatever became of the plugin is found within that.
     pub fn alive(&mut self) {
+        self.installed = None;
         if let Some(standing) = &self.stood {
             write(&self.standing, standing);
         }
