@@ -83,13 +83,14 @@ impl Residents {
         }
     }
 
-    /// These addresses are of the pod of this uid now, whosesoever they were. Its network has just been made: if it had
-    /// another before, that one's link leads to it no more.
+    /// These addresses are of the pod of this uid now, whosesoever they were. Its network may have been made anew: a link
+    /// of its own is looked for again, which a route tells at once. (Of a bridge's ports that is not certain.)
     pub fn give(&mut self, uid: &str, addresses: &BTreeSet<IpAddr>) {
         self.pods
             .retain(|ip, resident| resident.pod.uid == uid || !addresses.contains(ip));
         let own = self.pods.iter_mut().filter(|(ip, _)| addresses.contains(ip));
-        own.for_each(|(_, resident)| (resident.link, resident.routed) = (None, false));
+        let routed = own.filter(|(_, resident)| resident.routed);
+        routed.for_each(|(_, resident)| (resident.link, resident.routed) = (None, false));
     }
 
     /// The addresses of which the link is not known, of pods that the plan knows.
