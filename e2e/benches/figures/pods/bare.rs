@@ -93,7 +93,10 @@ impl<'a> World<'a> {
         let kubeconfig = Kubeconfig::read_from(server.kubeconfig())?;
         let options = KubeConfigOptions::default();
         let config = runtime.block_on(Config::from_custom_kubeconfig(kubeconfig, &options))?;
+        // Clients put their tasks on it.
+        let inside = runtime.enter();
         let client = Client::try_from(config.clone())?;
+        drop(inside);
         let world = Self {
             node: &topology.source,
             runtime,
@@ -147,6 +150,7 @@ impl<'a> World<'a> {
                 retry_period: Duration::from_secs(2),
             },
         };
+        let _inside = self.runtime.enter();
         let client = egressnat_api_client::client(config)?;
         self.runtime.spawn(run::run(operator, client, self.stop.clone()));
         Ok(())
