@@ -173,6 +173,29 @@ fn a_pod_that_no_policy_selects_any_more_is_not_checked() {
     }
 }
 
+/// As with Cilium, unless it has a route for each pod: the node's routes lead to pods by a router, and something else
+/// leads there.
+#[test]
+fn where_pods_are_not_reached_by_the_links_that_they_send_by_nothing_is_checked() {
+    let routed = lab(&[], |topology| {
+        let node = &topology.source;
+        let sh = |command: &str| ok(node.netns.output(Command::new("sh").args(["-ec", command])));
+        sh(
+            "ip link add host0 type veth peer name host1; ip link set host0 up; ip link set host1 up; \
+            for f in -4 -6; do ip $f rule add priority 50 iif egressnat0 lookup 100; done",
+        );
+        for number in [0, 2] {
+            let Dual { v4, v6 } = node.pods[number].address;
+            sh(&format!(
+                "ip route add {v4} dev pod{number} table 100; ip route replace {v4} via 169.254.9.1 dev host0 onlink; \
+                 ip route add {v6} dev pod{number} table 100; ip route replace {v6} via fe80::9 dev host0"
+            ));
+        }
+    });
+    assert_right(&routed);
+    assert_dropped(&routed.source, Drop::Forged, 0);
+}
+
 /// Where pods are on one bridge, the node cannot tell by the link who sends; it can between those of the bridge and
 /// others.
 #[test]

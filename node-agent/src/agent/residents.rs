@@ -46,6 +46,9 @@ struct Resident {
     /// What it sends comes in by that link, and not by a bridge that the link is a port of.
     #[serde(default)]
     routed: bool,
+    /// The node's routes do not say by which link it sends.
+    #[serde(default)]
+    beyond: bool,
     /// Since when the plan has not given it the address.
     #[serde(skip)]
     left: Option<Instant>,
@@ -77,6 +80,7 @@ impl Residents {
                 profile: Some(pod.profile),
                 link: before.and_then(|before| before.link),
                 routed: before.is_some_and(|before| before.routed),
+                beyond: before.is_some_and(|before| before.beyond),
                 left: None,
             };
             self.pods.insert(ip, resident);
@@ -119,6 +123,12 @@ impl Residents {
         routed.filter_map(|resident| resident.link).collect()
     }
 
+    /// A pod of which the node's routes do not say by which link it sends.
+    pub fn beyond(&self) -> Option<IpAddr> {
+        let mut pods = self.pods.iter();
+        pods.find_map(|(ip, resident)| resident.beyond.then_some(*ip))
+    }
+
     /// The pods that are gone from the plan, by name.
     pub fn departed(&self) -> BTreeSet<String> {
         self.gone()
@@ -135,6 +145,7 @@ impl Residents {
         let Some(resident) = self.pods.get_mut(&address) else {
             return;
         };
+        resident.beyond = whereabouts == Whereabouts::Beyond;
         let since = resident.left.map(|left| now.duration_since(left));
         let is_past = |limit| since.is_some_and(|since| since >= limit);
         let gone = match whereabouts {
@@ -146,7 +157,7 @@ impl Residents {
             Whereabouts::Nowhere => since.is_some(),
             // Before, it may be long ago that it was asked for.
             Whereabouts::Silent => is_past(ASKED),
-            Whereabouts::Unclear => is_past(UNCLEAR),
+            Whereabouts::Beyond | Whereabouts::Unclear => is_past(UNCLEAR),
         };
         if gone {
             self.pods.remove(&address);

@@ -104,7 +104,8 @@ pub struct Datapath {
     kept: Kept,
     /// Links that lead to no pods, as of the last try.
     uplinks: BTreeSet<u32>,
-    sources_unchecked: bool,
+    /// Sources are not compared with the links that they come in by: nobody wants it.
+    unchecked: bool,
 }
 
 /// The kernel's state, read once and kept in step with what we write.
@@ -164,7 +165,7 @@ impl Datapath {
             ports: Ports::default(),
             kept: Kept::read(&cli.gate),
             uplinks: BTreeSet::new(),
-            sources_unchecked: !cli.check_sources,
+            unchecked: !cli.check_sources,
         })
     }
 
@@ -225,7 +226,9 @@ impl Datapath {
         let mut report = Report::default();
         let plan = self.with_departed(plan, &mut report).await?;
         self.step(&plan, stays, &mut report).await?;
-        self.place(&mut report).await?;
+        if self.place(&mut report).await? {
+            self.step(&plan, stays, &mut report).await?;
+        }
         Ok(report)
     }
 
@@ -335,6 +338,7 @@ impl Datapath {
             masqueraders: foreign.map_or_else(Vec::new, |(foreign, plan)| clash::masqueraders(foreign, plan)),
             gateway_numbers: gateway_numbers(net, &self.numbers),
             exit_numbers: exit_numbers(net, &self.numbers),
+            sources_unchecked: self.sources_unchecked(),
             ..facts
         })
     }
@@ -372,7 +376,6 @@ impl Datapath {
     fn compile(&self, plan: &EgressPlanSpec, facts: &Facts, remembers: bool) -> Result<Desired, AgentError> {
         let facts = Facts {
             links: self.kept.own_links(),
-            sources_unchecked: self.sources_unchecked,
             released: (remembers || !self.releases.is_empty()).then(|| self.releases.ends()),
             ..facts.clone()
         };

@@ -135,8 +135,16 @@ impl Datapath {
         Ok(self.kept.residents.complete(plan))
     }
 
-    /// Finds the links of pods that have come, while it is certain whose they are, and lets the rules know.
-    pub(super) async fn place(&mut self, report: &mut Report) -> Result<(), AgentError> {
+    /// Whether nothing is said of a source by the link that it comes in by: nobody wants it, or the network plugin reaches
+    /// pods otherwise than they send.
+    pub(super) fn sources_unchecked(&self) -> bool {
+        self.unchecked || self.kept.residents.beyond().is_some()
+    }
+
+    /// Finds the links of pods that have come, while it is certain whose they are, and lets the rules know. Whether there
+    /// have to be others.
+    pub(super) async fn place(&mut self, report: &mut Report) -> Result<bool, AgentError> {
+        let unchecked = self.sources_unchecked();
         for address in self.kept.residents.unplaced() {
             let found = self.rtnl.whereabouts(address, &self.uplinks).await?;
             self.kept.residents.found(address, found, now());
@@ -153,7 +161,15 @@ impl Datapath {
             report.changed |= !steps.is_empty();
             table.sets.extend(sets);
         }
-        Ok(())
+        let others = unchecked != self.sources_unchecked();
+        if others && let Some(address) = self.kept.residents.beyond() {
+            info!(
+                %address,
+                "is not reached by a link of a pod's own: where packets come in says nothing of who sent them, and is not \
+                 looked at on this node"
+            );
+        }
+        Ok(others)
     }
 }
 

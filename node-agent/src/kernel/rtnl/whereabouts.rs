@@ -39,6 +39,9 @@ pub enum Whereabouts {
     Nowhere,
     /// Nobody has answered to it when it was last asked for. It is being asked for again.
     Silent,
+    /// The node's routes lead to it by a router, or by a link that is neither a pair nor a bridge: they do not say by which
+    /// link it sends.
+    Beyond,
     /// On a link that it shares with others; or it is being asked for.
     Unclear,
 }
@@ -66,12 +69,13 @@ impl Rtnl {
         let link = match self.link_of(way.link).await? {
             Some(link) if way.is_local || uplinks.contains(&link.index) => return Ok(Whereabouts::Nowhere),
             Some(link) if !way.has_router => link,
-            _ => return Ok(Whereabouts::Unclear),
+            Some(_) => return Ok(Whereabouts::Beyond),
+            None => return Ok(Whereabouts::Unclear),
         };
         match link.kind.as_str() {
             "bridge" => self.behind_bridge(address, link.index).await,
             kind if PAIRS.contains(&kind) => Ok(Whereabouts::Link(link.index)),
-            _ => Ok(Whereabouts::Unclear),
+            _ => Ok(Whereabouts::Beyond),
         }
     }
 
