@@ -41,8 +41,8 @@ impl Watched {
         // Which change it was does not matter, nor how many there were.
         let (sender, changes) = mpsc::channel(1);
         thread::spawn(move || {
-            while watch.wait().is_ok() {
-                if let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(()) {
+            while let Ok(changed) = watch.wait() {
+                if changed && let Err(mpsc::error::TrySendError::Closed(())) = sender.try_send(()) {
                     return;
                 }
             }
@@ -61,21 +61,28 @@ impl Watched {
 }
 
 impl Watch {
-    /// Waits for the kernel, and follows the folder where it comes or goes.
-    fn wait(&mut self) -> io::Result<()> {
+    /// Waits for the kernel, and follows the folder where it comes or goes. Whether anything in the folder may have
+    /// changed.
+    fn wait(&mut self) -> io::Result<bool> {
         let events = match self.inotify.read_events() {
-            Err(Errno::EINTR) => return Ok(()),
+            Err(Errno::EINTR) => return Ok(false),
             events => events?,
         };
-        let ours = |event: &&InotifyEvent| event.wd == self.place.descriptor;
-        let gone = AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_MOVE_SELF;
-        let mut ours = events.iter().filter(ours);
-        if !self.place.arrived || ours.any(|event| event.mask.intersects(gone)) {
+        // The end of a former watch is told as well, and is no news.
+        let lost = |event: &InotifyEvent| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
+        let ours = |event: &&InotifyEvent| event.wd == self.place.descriptor || lost(event);
+        let mut ours = events.iter().filter(ours).peekable();
+        if ours.peek().is_none() {
+            return Ok(false);
+        }
+        let was_there = self.place.arrived;
+        let gone = AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_Q_OVERFLOW;
+        if !was_there || ours.any(|event| event.mask.intersects(gone)) {
             // What is gone has no watch any more.
             let _ = self.inotify.rm_watch(self.place.descriptor);
             self.place = place(&self.inotify, &self.folder)?;
         }
-        Ok(())
+        Ok(was_there || self.place.arrived)
     }
 }
 
@@ -148,6 +155,20 @@ mod tests {
             fs::remove_dir_all(node.path().join("cni")).unwrap();
             expect_change(&mut watched, "all goes").await;
         }
+    }
+
+    /// The end of each former watch is told by the kernel, too: to follow that would be to go round for ever.
+    #[tokio::test]
+    async fn a_folder_that_is_not_there_is_waited_for_in_silence() {
+        let node = tempfile::tempdir().unwrap();
+        let mut watched = Watched::folder(&node.path().join("cni/results")).unwrap();
+        for name in ["a", "b"] {
+            fs::create_dir(node.path().join(name)).unwrap();
+        }
+        let changed = timeout(SOON / 50, watched.changed()).await;
+        assert!(changed.is_err(), "nothing is there to have changed");
+        fs::create_dir_all(node.path().join("cni/results")).unwrap();
+        expect_change(&mut watched, "the folder comes").await;
     }
 
     #[tokio::test]
