@@ -156,3 +156,15 @@ fn a_connection_is_cut_where_the_agent_ended_before_it_could_do_that() {
     assert!(talk.ask().is_err(), "it is cut");
     assert_eq!(tcp_seen(&mut tap, &source.pods[0], source, family), []);
 }
+
+/// The kernel takes no new base chain in the transaction that takes over what a former process has left.
+#[test]
+fn an_agent_that_finds_only_what_is_remembered_programs_the_next_policy() {
+    let mut lab = Lab::new(Options::default());
+    let [_talk] = released(&lab, &lab.topology.source, &[], Family::V4);
+    lab.stop_agents();
+    lab.start_agents();
+    let Topology { source, gateway, .. } = &lab.topology;
+    lab.apply(&[policy(&lab, &[&source.pods[0]])]);
+    lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+}

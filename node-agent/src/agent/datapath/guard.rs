@@ -32,9 +32,9 @@ impl Datapath {
             index: self.rtnl.prepare_tunnel(tunnel).await?,
         };
         let guard = compile::guard(&link);
+        self.adopt(known, report)?;
         let mut steps = Vec::new();
-        if known.ownership == Ownership::Absent || known.ownership == Ownership::Orphan && self.nft.can_own()
-        {
+        if known.ownership == Ownership::Absent {
             steps.push(NftStep::AddTable);
         }
         let table = known.table.get_or_insert_default();

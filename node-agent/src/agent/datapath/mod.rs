@@ -401,15 +401,12 @@ impl Datapath {
             .await?;
         let ruleset = desired.ruleset.as_ref();
         let mut steps = diff::nft::diff(ruleset, known.table.as_ref());
-        match known.ownership {
-            Ownership::Orphan if ruleset.is_some() && self.nft.can_own() => {
-                steps.insert(0, NftStep::AddTable)
-            }
-            ownership if ruleset.is_some() && self.is_made_anew(ownership) => {
+        if ruleset.is_some() {
+            self.adopt(&mut known, report)?;
+            if self.is_made_anew(known.ownership) {
                 steps = diff::nft::diff(ruleset, None);
                 steps.insert(0, NftStep::DeleteTable);
             }
-            _ => {}
         }
         report.net_steps += changes.before.len() + changes.after.len();
         report.nft_steps += steps.len();
@@ -435,6 +432,17 @@ impl Datapath {
         known.loose = desired.loose.keys().cloned().collect();
         self.watch_settings(&known);
         Ok(known)
+    }
+
+    /// Takes over the table that a former process has left. In a transaction of its own: the kernel refuses a new base chain
+    /// in one that changes the table's flags (EINVAL, `nf_tables_addchain`).
+    fn adopt(&mut self, known: &mut Known, report: &mut Report) -> Result<(), AgentError> {
+        if known.ownership == Ownership::Orphan && self.nft.can_own() {
+            self.nft.apply(&[NftStep::AddTable])?;
+            known.ownership = self.nft.ownership()?;
+            report.nft_steps += 1;
+        }
+        Ok(())
     }
 
     async fn put(&mut self, steps: &[NetStep]) -> Result<(), AgentError> {
