@@ -139,7 +139,10 @@ impl Agent {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry.due();
-            let due = self.reporter.due();
+            let due = match &self.plan {
+                Plan::Present(_) => self.reporter.due(),
+                Plan::Absent | Plan::Unknown => None,
+            };
             tokio::select! {
                 plan = plans.next() => match plan {
                     Some(Some(plan)) => self.plan = Plan::Present(Box::new(plan)),

@@ -89,6 +89,8 @@ impl Reporter {
         let mut status = next_status(&before, plan, interfaces, gate, result, now);
         let news = status != before || self.written.is_none();
         if !news && self.untold.due(began).is_none_or(|due| due > began) {
+            // What could not be written needs to be no more.
+            self.retry.note(true, began);
             return;
         }
         let told = self.untold.take(began);
@@ -357,6 +359,25 @@ mod tests {
             "{}",
             masquerade.message
         );
+    }
+
+    #[tokio::test]
+    async fn what_needs_no_telling_any_more_is_not_tried_again() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let mut reporter = Reporter::new(Client::try_from(config).unwrap(), "node");
+        let outcome = Ok(Report::default());
+        let report = |reporter: &mut Reporter| reporter.report(&plan(1, None), vec![], None, &outcome);
+        let ago = |seconds| Instant::now() - std::time::Duration::from_secs(seconds);
+        reporter.retry.note(false, ago(10));
+        assert!(reporter.due().is_some(), "a write has failed");
+        report(&mut reporter);
+        assert!(reporter.is_telling(), "it is tried again");
+
+        let told = reporter.under_way.take().unwrap();
+        reporter.written = Some((told.uid, told.status));
+        report(&mut reporter);
+        assert!(!reporter.is_telling());
+        assert_eq!(reporter.due(), None, "the agent would go round for ever");
     }
 
     #[test]

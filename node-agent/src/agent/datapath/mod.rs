@@ -434,17 +434,6 @@ impl Datapath {
         Ok(known)
     }
 
-    /// Takes over the table that a former process has left. In a transaction of its own: the kernel refuses a new base chain
-    /// in one that changes the table's flags (EINVAL, `nf_tables_addchain`).
-    fn adopt(&mut self, known: &mut Known, report: &mut Report) -> Result<(), AgentError> {
-        if known.ownership == Ownership::Orphan && self.nft.can_own() {
-            self.nft.apply(&[NftStep::AddTable])?;
-            known.ownership = self.nft.ownership()?;
-            report.nft_steps += 1;
-        }
-        Ok(())
-    }
-
     async fn put(&mut self, steps: &[NetStep]) -> Result<(), AgentError> {
         if !steps.is_empty() {
             self.rtnl.apply(steps).await?;

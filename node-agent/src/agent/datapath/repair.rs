@@ -6,7 +6,7 @@ use std::future::pending;
 use egressnat_crds::plan::RepairedObject;
 
 use super::{Datapath, Known, Report};
-use crate::diff::{ObservedTable, Touched, touched};
+use crate::diff::{NftStep, ObservedTable, Touched, touched};
 use crate::error::AgentError;
 use crate::kernel::nft::{Ownership, TableMonitor};
 use crate::kernel::observe_exits::rp_filter;
@@ -116,6 +116,17 @@ impl Datapath {
                 .as_ref()
                 .filter(|_| known.ownership != Ownership::Dormant);
             report.touched.extend(touched::table(table, found, wanted));
+        }
+        Ok(())
+    }
+
+    /// Takes over the table that a former process has left. In a transaction of its own: the kernel refuses a new base chain
+    /// in one that changes the table's flags (EINVAL, `nf_tables_addchain`).
+    pub(super) fn adopt(&mut self, known: &mut Known, report: &mut Report) -> Result<(), AgentError> {
+        if known.ownership == Ownership::Orphan && self.nft.can_own() {
+            self.nft.apply(&[NftStep::AddTable])?;
+            known.ownership = self.nft.ownership()?;
+            report.nft_steps += 1;
         }
         Ok(())
     }
