@@ -43,7 +43,7 @@ pub enum Trouble {
     Operator,
     /// kube-proxy is started anew on a node.
     KubeProxy(usize),
-    /// The node's conntrack forgets every connection to the hosts outside.
+    /// The node's conntrack forgets every connection.
     Conntrack(usize),
     /// The node's CNI looks for free addresses from the first again, so that the next pods have those of pods
     /// that have just gone.
@@ -103,7 +103,7 @@ impl fmt::Display for Trouble {
             Self::AgentHeld(node) => write!(formatter, "the agent of {} is held", of(node)),
             Self::Operator => formatter.write_str("the operator that leads is killed"),
             Self::KubeProxy(node) => write!(formatter, "kube-proxy of {} is started anew", of(node)),
-            Self::Conntrack(node) => write!(formatter, "conntrack of {} forgets the outside", of(node)),
+            Self::Conntrack(node) => write!(formatter, "conntrack of {} forgets everything", of(node)),
             Self::PodAddresses(node) => {
                 write!(formatter, "{} gives addresses from the first again", of(node))
             }

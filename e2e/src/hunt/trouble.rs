@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{change::Trouble, place::OUTSIDE};
+use super::change::Trouble;
 use crate::{
     cluster::Cluster,
     error::{Context, Result},
@@ -145,13 +145,9 @@ fn processes(cluster: &Cluster, uid: &str, program: &str) -> Result<Vec<Pid>> {
     Ok(pids.filter(is_its).map(Pid::from_raw).collect())
 }
 
-/// Those to the hosts outside: without its own to the API server, the operator would be deaf until its watches end.
+/// All of them: those of its pods, of its own to the API server, and of Services.
 fn forget_connections(node: &Node) -> Result<()> {
-    let netns = node.netns()?;
-    for host in OUTSIDE.iter().flatten() {
-        // It fails where there is none.
-        let _ = netns.output(Command::new("conntrack").args(["-D", "-d", &host.to_string()]));
-    }
+    node.netns()?.output(Command::new("conntrack").arg("-F"))?;
     Ok(())
 }
 

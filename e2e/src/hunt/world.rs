@@ -77,7 +77,7 @@ pub struct World {
     pub holders: [usize; 6],
     /// Pods by the port that they send to.
     pub pods: BTreeMap<u16, Pod>,
-    /// When each node's conntrack was made to forget the outside last.
+    /// When each node's conntrack was made to forget everything last.
     pub forgotten: [Option<Time>; 3],
     /// How many pods have had an address that another pod had had before.
     pub reused: u64,
