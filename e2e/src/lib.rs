@@ -29,6 +29,7 @@ pub mod power;
 pub mod progress;
 pub mod proxy;
 pub mod residue;
+pub mod runtime_folders;
 pub mod site;
 pub mod temporary;
 pub mod topology;

@@ -5,12 +5,11 @@ use std::{
     fs,
     net::IpAddr,
     os::unix::fs::symlink,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use egressnat_e2e::runtime_folders::{RuntimeFolders, RuntimePod};
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
@@ -21,59 +20,18 @@ use super::{
 /// An address of the node's pod range, of no pod that is there.
 const ADDRESS: &str = "10.241.1.77";
 
-/// A node's folders.
-struct Folders(TempDir);
-
-impl Folders {
-    fn new() -> Self {
-        let folders = Self(tempfile::tempdir().unwrap());
-        fs::create_dir(folders.path("run")).unwrap();
-        folders
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn flags(&self) -> Vec<String> {
-        let folder = |(flag, name): (&str, &str)| format!("--gate-{flag}={}", self.path(name).display());
-        let folders = [
-            ("run-folder", "run"),
-            ("state-folder", "state"),
-            ("cni-programs", "bin"),
-            ("cni-configurations", "net.d"),
-            ("cni-cache", "cache"),
-        ];
-        let folders = folders.into_iter().map(folder);
-        ["--gate".to_owned()].into_iter().chain(folders).collect()
-    }
-
-    fn result(&self, container: &str) -> PathBuf {
-        self.path("cache/results").join(format!("lab-{container}-eth0"))
-    }
-
-    /// As libcni does it after the last plugin's ADD.
-    fn write(&self, container: &str, uid: &str, addresses: &[IpAddr]) {
-        let file = self.result(container);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, cached(container, uid, addresses)).unwrap();
+fn pod<'a>(container: &'a str, uid: &'a str, addresses: &'a [IpAddr]) -> RuntimePod<'a> {
+    RuntimePod {
+        container,
+        uid,
+        name: "pod",
+        addresses,
     }
 }
 
-fn cached(container: &str, uid: &str, addresses: &[IpAddr]) -> String {
-    let ips: Vec<Value> = addresses
-        .iter()
-        .map(|ip| json!({"address": format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })}))
-        .collect();
-    let cached = json!({
-        "kind": "cniCacheV1",
-        "containerId": container,
-        "ifName": "eth0",
-        "networkName": "lab",
-        "cniArgs": [["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", "pod"], ["K8S_POD_UID", uid]],
-        "result": {"cniVersion": "1.0.0", "ips": ips},
-    });
-    cached.to_string()
+/// As libcni does it after the last plugin's ADD.
+fn write(folders: &RuntimeFolders, container: &str, uid: &str, addresses: &[IpAddr]) {
+    folders.cache(pod(container, uid, addresses)).unwrap();
 }
 
 /// A plan that selects pods of these uids, without a gate and without the pods' addresses.
@@ -97,7 +55,7 @@ async fn expect(world: &World<'_>, address: IpAddr, there: bool) {
 
 #[test]
 fn a_pod_is_programmed_when_the_runtime_has_cached_its_addresses() {
-    let folders = Folders::new();
+    let folders = RuntimeFolders::new().unwrap();
     on_node_with(folders.flags(), async |mut world| {
         write_plan(&world, &["u1", "u2"]).await;
         let addresses = world.topology.source.pods[0].address.both();
@@ -106,7 +64,7 @@ fn a_pod_is_programmed_when_the_runtime_has_cached_its_addresses() {
 
         // There was no folder.
         let began = Instant::now();
-        folders.write("c1", "u1", &addresses);
+        write(&folders, "c1", "u1", &addresses);
         while !addresses.iter().all(|ip| has(&world, *ip)) {
             assert!(began.elapsed() < Duration::from_secs(10), "in vain");
             sleep(Duration::from_millis(1)).await;
@@ -115,7 +73,7 @@ fn a_pod_is_programmed_when_the_runtime_has_cached_its_addresses() {
             "from the file to the element, and to having seen it: {:?}",
             began.elapsed()
         );
-        folders.write("c2", "u2", &[gone]);
+        write(&folders, "c2", "u2", &[gone]);
         expect(&world, gone, true).await;
 
         world.restart_agent().await;
@@ -129,7 +87,7 @@ fn a_pod_is_programmed_when_the_runtime_has_cached_its_addresses() {
 
         // DEL: one pod's link is there still, the other has none.
         for container in ["c1", "c2"] {
-            fs::remove_file(folders.result(container)).unwrap();
+            fs::remove_file(folders.cached(container)).unwrap();
         }
         expect(&world, gone, false).await;
         assert!(has(&world, addresses[0]), "its network is there");
@@ -138,27 +96,29 @@ fn a_pod_is_programmed_when_the_runtime_has_cached_its_addresses() {
 
 #[test]
 fn what_is_no_cached_result_does_no_harm() {
-    let folders = Folders::new();
+    let folders = RuntimeFolders::new().unwrap();
     on_node_with(folders.flags(), async |world| {
         write_plan(&world, &["u1", "u2"]).await;
         let bad: IpAddr = ADDRESS.parse().unwrap();
         let good = world.topology.source.pods[0].address.both();
-        folders.write("own", "u3", &[bad]);
-        fs::write(folders.path("elsewhere"), cached("link", "u1", &[bad])).unwrap();
-        symlink(folders.path("elsewhere"), folders.result("link")).unwrap();
-        let huge = cached("huge", "u1", &[bad]) + &" ".repeat(1 << 20);
-        fs::write(folders.result("huge"), huge).unwrap();
-        fs::write(folders.result("garbage"), [0; 64]).unwrap();
-        let text = cached("half", "u1", &[bad]);
-        fs::write(folders.result("half"), &text[..text.len() - 1]).unwrap();
-        let other = cached("kind", "u1", &[bad]).replace("cniCacheV1", "cniCacheV2");
-        fs::write(folders.result("kind"), other).unwrap();
+        write(&folders, "own", "u3", &[bad]);
+        fs::write(folders.path("elsewhere"), pod("link", "u1", &[bad]).cached()).unwrap();
+        symlink(folders.path("elsewhere"), folders.cached("link")).unwrap();
+        let huge = pod("huge", "u1", &[bad]).cached() + &" ".repeat(1 << 20);
+        fs::write(folders.cached("huge"), huge).unwrap();
+        fs::write(folders.cached("garbage"), [0; 64]).unwrap();
+        let text = pod("half", "u1", &[bad]).cached();
+        fs::write(folders.cached("half"), &text[..text.len() - 1]).unwrap();
+        let other = pod("kind", "u1", &[bad])
+            .cached()
+            .replace("cniCacheV1", "cniCacheV2");
+        fs::write(folders.cached("kind"), other).unwrap();
         // They have been looked at by then, and the agent lives.
-        folders.write("good", "u2", &good);
+        write(&folders, "good", "u2", &good);
         expect(&world, good[0], true).await;
         assert!(!has(&world, bad));
         // So it would have been seen.
-        folders.write("true", "u1", &[bad]);
+        write(&folders, "true", "u1", &[bad]);
         expect(&world, bad, true).await;
     });
 }

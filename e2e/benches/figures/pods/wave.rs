@@ -29,8 +29,8 @@ use super::{
     seen::{Line, Watch, now},
 };
 
-/// Pods that are created each second.
-pub const RATE: u32 = 20;
+/// Pods that are created each second: what two cores with three kubelets and their runtimes carry.
+pub const RATE: u32 = 2;
 const FIRST_PORT: u16 = 21_000;
 const NAMESPACE: &str = "default";
 
