@@ -104,7 +104,9 @@ pub fn run(programs: &Path, settings: &Settings, progress: &Progress) -> Result<
     cluster.load_images(&[sender])?;
     let runtime = tokio::runtime::Runtime::new().context(|| "start a runtime".into())?;
     let report = runtime.block_on(hunt(&cluster, settings, progress))?;
-    cluster.down()?;
+    if let Err(error) = cluster.down() {
+        progress.step(&format!("the cluster is not gone: {error}"));
+    }
     Ok(report)
 }
 
@@ -125,12 +127,17 @@ async fn hunt(cluster: &Cluster, settings: &Settings, progress: &Progress) -> Re
 
     // Tasks of their own: changing things blocks its thread at times.
     let pods = Random::new(settings.seed.rotate_left(32));
-    let churn = tokio::spawn(churn::run(
-        server.clone(),
-        Arc::clone(&world),
-        pods,
-        Arc::clone(&goal),
-    ));
+    let churn = {
+        let (server, world, goal) = (server.clone(), Arc::clone(&world), Arc::clone(&goal));
+        async move {
+            let ended = churn::run(server, world, pods, Arc::clone(&goal)).await;
+            if ended.is_err() {
+                goal.give_up();
+            }
+            ended
+        }
+    };
+    let churn = tokio::spawn(churn);
     let watch = tokio::spawn(churn::watch(server.clone(), Arc::clone(&world)));
     let changing = Changing {
         cluster,

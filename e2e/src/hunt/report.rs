@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{
     judge::{Judgement, Why, judge},
     packet::Packet,
-    place::OUTSIDE,
+    place::{OUTSIDE, Source},
     timeline::Time,
     world::World,
 };
@@ -22,6 +22,8 @@ pub struct Tally {
     pub seen: u64,
     /// Those of pods.
     pub judged: u64,
+    /// Those that were right with a policy's address.
+    pub by_policy: u64,
     /// Those that were wrong.
     pub wrong: u64,
     kinds: BTreeMap<(Why, String, IpAddr), Kind>,
@@ -43,6 +45,8 @@ impl Tally {
         self.seen += 1;
         let judgement = judge(packet, world);
         self.judged += u64::from(judgement != Judgement::Foreign);
+        let is_policys = matches!(Source::of(packet.source), Source::Egress(_));
+        self.by_policy += u64::from(judgement == Judgement::Right && is_policys);
         let Judgement::Wrong(why) = judgement else {
             return;
         };
@@ -122,8 +126,12 @@ impl Report {
                 self.misdirected
             ));
         }
-        if self.tally.judged == 0 {
-            return Some("no packet was judged: the hunt shows nothing".into());
+        // What lets nothing out is never wrong.
+        if self.heard < self.pods / 4 || self.tally.by_policy < self.pods as u64 {
+            return Some(format!(
+                "{} pods of {} were heard, and {} packets had a policy's address: the hunt shows nothing",
+                self.heard, self.pods, self.tally.by_policy
+            ));
         }
         if let Some(missing) = &self.missing {
             return Some(format!("a change did not come into place: {missing}"));
@@ -160,6 +168,7 @@ impl Report {
             "changes": self.changes,
             "seen": self.tally.seen,
             "judged": self.tally.judged,
+            "by_policy": self.tally.by_policy,
             "wrong": self.tally.wrong,
             "misdirected": self.misdirected,
             "lost": self.lost,
@@ -218,6 +227,7 @@ impl Report {
             (self.changes as u64, "changes"),
             (self.tally.seen, "packets seen"),
             (self.tally.judged, "packets judged"),
+            (self.tally.by_policy, "packets right with a policy's address"),
             (self.tally.wrong, "packets wrong"),
             (self.misdirected, "packets at a node that is no gateway for them"),
             (self.lost, "packets lost by the capture"),
