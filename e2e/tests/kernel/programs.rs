@@ -103,8 +103,8 @@ for t in iptables ip6tables; do
   $t-nft -t nat -A POSTROUTING -s $containers ! -o docker0 -j MASQUERADE
 done";
 
-/// Its table made anew with a reload: zones, a refusal of what none allows, the pods' range in zone trusted, and
-/// `IPv6_rpfilter=loose`. The strict one drops what comes out of any tunnel: see docs/beside.md.
+/// Its table made anew with a reload: zones, a refusal of what none allows, the pods' range in zone trusted, the tunnel's
+/// port open, and `IPv6_rpfilter=loose`. The strict one drops what comes out of any tunnel: see docs/beside.md.
 const FIREWALLD: &str = "nft -f - <<'EOF'
 table inet firewalld {}
 delete table inet firewalld
@@ -113,6 +113,21 @@ table inet firewalld {
     type filter hook prerouting priority filter + 10;
     icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept
     meta nfproto ipv6 fib saddr . mark oif missing drop
+  }
+  chain filter_INPUT {
+    type filter hook input priority filter + 10;
+    ct state { established, related } accept
+    ct status dnat accept
+    iifname lo accept
+    jump filter_INPUT_ZONES
+    ct state invalid drop
+    reject with icmpx admin-prohibited
+  }
+  chain filter_INPUT_ZONES {
+    meta l4proto { icmp, ipv6-icmp } accept
+    udp dport 5770 accept
+    ip saddr 10.241.0.0/16 accept
+    ip6 saddr fd00:10:241::/48 accept
   }
   chain filter_FORWARD {
     type filter hook forward priority filter + 10;
