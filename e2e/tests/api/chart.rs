@@ -1,6 +1,9 @@
 //! The chart under other values than its own: what it renders, what it refuses, what the API server and its
 //! pod security admission say of it.
 
+use std::collections::BTreeSet;
+
+use egressnat_agent::cni::standing::MARKER_VOLUME;
 use egressnat_e2e::{command, site::Site};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
@@ -65,6 +68,23 @@ fn the_api_servers_address_reaches_both_components() {
             .to_string()
             .contains("KUBERNETES_SERVICE")
     );
+}
+
+/// The kubelet makes no folder for a volume that no container mounts, and the plugin looks for one.
+#[test]
+fn every_volume_of_the_agents_is_mounted() {
+    let agents: DaemonSet = typed(&render(&[]).unwrap(), "DaemonSet");
+    let pod = agents.spec.unwrap().template.spec.unwrap();
+    let mounts = pod.containers[0].volume_mounts.iter().flatten();
+    let mounted: BTreeSet<String> = mounts.map(|mount| mount.name.clone()).collect();
+    let volumes: BTreeSet<String> = pod
+        .volumes
+        .unwrap()
+        .into_iter()
+        .map(|volume| volume.name)
+        .collect();
+    assert_eq!(mounted, volumes);
+    assert!(volumes.contains(MARKER_VOLUME));
 }
 
 #[test]

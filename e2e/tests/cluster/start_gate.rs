@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, process::Command};
 
+use egressnat_agent::cni::standing::MARKER_VOLUME;
 use egressnat_e2e::{
     cluster::{Cluster, UNAWARE},
     error::Result,
@@ -58,6 +59,11 @@ fn without_agents_only_pods_that_a_policy_may_select_wait(
     let scene = Scene::new(cluster)?;
     scene.apply_policy(json!({}))?;
     cluster.wait_for_gate(true)?;
+    // By this the plugin tells an agent that is down from one that was removed.
+    let marker = format!("ls -d /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/{MARKER_VOLUME}");
+    for node in cluster.nodes() {
+        node.output(Command::new("sh").args(["-c", &marker]))?;
+    }
     place_agents(&scene, json!({"no": "node"}))?;
     let gone = [
         "-n",
