@@ -1,4 +1,5 @@
-//! What others hold that is ours: the agent says which, and changes nothing until it is gone.
+//! What others hold that is ours: the agent says which, and changes nothing until it is gone. Where it serves pods already,
+//! it says so and goes on.
 
 use std::{
     io::Write,
@@ -55,6 +56,62 @@ fn assert_clash(clash: &str, undo: &str, category: &str, words: &[&str]) {
     ok(source.netns.ip(undo));
     assert!(ok(lab.source.sync(Some(&plan))).changed);
     lab.assert_seen(&source.pods[0], SERVER, gateway.egress);
+}
+
+/// Also what takes the place of ours: ours comes back beside it.
+#[test]
+fn what_comes_while_a_policy_is_in_force_is_said_and_stops_nothing() {
+    let lab = Lab::new(Options::default());
+    let Topology { source, gateway, .. } = &lab.topology;
+    let pods: Vec<_> = source.pods.iter().collect();
+    let of = |count: usize| {
+        let policy = Policy::new(7).to(&SEGMENT).via(gateway, gateway.egress);
+        [pods[..count]
+            .iter()
+            .fold(policy, |policy, pod| policy.select(pod))]
+    };
+    lab.apply(&of(1));
+    for (number, (clash, undo, category)) in [
+        (
+            &[
+                "rule del priority 770",
+                "rule add priority 770 fwmark 0x01000000/0xff000000 lookup 7701",
+            ][..],
+            "rule del priority 770 fwmark 0x01000000/0xff000000",
+            "ClashRulePriority",
+        ),
+        (
+            &["rule add fwmark 0x01000000/0xff000000 lookup 100 priority 99"],
+            "rule del priority 99",
+            "ClashRuleMark",
+        ),
+        (
+            &["route add 192.0.2.0/24 via 172.30.0.100 table 7701 proto static"],
+            "route del 192.0.2.0/24 table 7701",
+            "ClashRoute",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for command in clash {
+            ok(source.netns.ip(command));
+        }
+        // Another pod comes under the policy meanwhile.
+        let plan = lab.plan(source, &of(number + 2));
+        lab.source.distrust();
+        let report = ok(lab.source.sync(Some(&plan)));
+        let said: Vec<_> = report.warnings.iter().map(|clash| clash.category()).collect();
+        assert!(said.contains(&category), "{category}: {said:?}");
+        for pod in &pods[..number + 2] {
+            lab.assert_seen(pod, SERVER, gateway.egress);
+        }
+        ok(source.netns.ip(undo));
+        lab.source.distrust();
+        let report = ok(lab.source.sync(Some(&plan)));
+        let said: Vec<_> = report.warnings.iter().map(|clash| clash.category()).collect();
+        assert!(!said.contains(&category), "{category} is gone: {said:?}");
+    }
 }
 
 #[test]

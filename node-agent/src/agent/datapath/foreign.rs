@@ -69,7 +69,12 @@ impl Datapath {
             clashes.extend(clash::drops(foreign, &passages));
         }
         clashes.extend(known.surroundings.iter().cloned());
-        let (blocking, rest): (Vec<_>, Vec<_>) = clashes.into_iter().partition(Clash::blocks);
+        let blocks = if self.in_force {
+            Clash::stops
+        } else {
+            Clash::blocks
+        };
+        let (blocking, rest): (Vec<_>, Vec<_>) = clashes.into_iter().partition(blocks);
         known.warnings = rest;
         match blocking.is_empty() {
             true => Ok(()),

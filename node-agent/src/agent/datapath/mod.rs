@@ -90,6 +90,8 @@ pub struct Datapath {
     known: Option<Known>,
     /// What we last left in the kernel, while it is not known whether it is still there.
     held: Option<Held>,
+    /// Whether we have put something into the kernel that concerns packets, and left it there.
+    in_force: bool,
     /// Whether the next try reads everything back after it has written.
     verify: bool,
     /// Connections still to be judged: kept until conntrack has taken the answer, whatever fails between.
@@ -157,6 +159,7 @@ impl Datapath {
             conntrack,
             known: None,
             held: None,
+            in_force: false,
             verify: true,
             unjudged: Concerned::default(),
             judge_all: true,
@@ -276,6 +279,7 @@ impl Datapath {
             }
             known.basis = Some(Basis::new(plan, facts, &desired));
         }
+        self.in_force = to_check(plan).is_some();
         self.set_ports(plan).await?;
         report.exhausted = self.ports.lacking();
         report.changed = report.nft_steps + report.net_steps + report.flows > 0;

@@ -147,6 +147,21 @@ impl Clash {
         }
     }
 
+    /// Whether it keeps what is in force from being kept so. The rest keeps a node from beginning; one that serves pods goes
+    /// on, and says so: to stop would leave the next pods without their policies, and ours in the kernel with nobody to
+    /// repair it.
+    pub fn stops(&self) -> bool {
+        let by_rules = matches!(
+            self,
+            Self::RulePriority(_)
+                | Self::RuleMark(_)
+                | Self::RuleTable(_)
+                | Self::Route(_)
+                | Self::Mark { .. }
+        );
+        self.blocks() && !by_rules
+    }
+
     /// One word for metrics and events.
     pub fn category(&self) -> &'static str {
         match self {
