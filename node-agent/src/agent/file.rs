@@ -1,6 +1,8 @@
 //! What the agent keeps on the node, a JSON file each.
 
-use std::io;
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -25,12 +27,22 @@ pub(super) fn read<T: DeserializeOwned + Default>(file: &Path) -> T {
 
 /// Replaces the file as a whole.
 pub(super) fn write<T: Serialize>(file: &Path, value: &T) {
-    let beside = file.with_extension("new");
-    let written = serde_json::to_vec(value)
-        .map_err(io::Error::from)
-        .and_then(|text| std::fs::write(&beside, text))
-        .and_then(|()| std::fs::rename(&beside, file));
+    let text = serde_json::to_vec(value).map_err(io::Error::from);
+    let written = text.and_then(|text| replace(file, &file.with_extension("new"), &text, 0o600));
     if let Err(error) = written {
         warn!(file = %file.display(), %error, "failed to write");
+    }
+}
+
+/// Replaces a file as a whole, by one beside it: also where the node loses its power, there is the old one or the new one.
+pub(super) fn replace(file: &Path, beside: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut new = File::create(beside)?;
+    new.write_all(content)?;
+    new.set_permissions(Permissions::from_mode(mode))?;
+    new.sync_all()?;
+    std::fs::rename(beside, file)?;
+    match file.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
     }
 }

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::PLUGIN;
+use super::spec::VERSIONS;
 
 /// Files that a runtime reads.
 pub const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
@@ -32,6 +33,9 @@ pub enum ConfigError {
     /// Chains came with version 0.3.0.
     #[error("its cniVersion {0:?} is older than 0.3.0: chained plugins need a newer one")]
     Old(String),
+    /// The plugin would refuse it, and no pod start.
+    #[error("its cniVersion {0:?} is none that egressnat-cni speaks: {VERSIONS:?}")]
+    Unknown(String),
 }
 
 impl Network {
@@ -75,6 +79,11 @@ impl Network {
         }
     }
 
+    /// Whether a runtime takes such a one from a file of this name: chains, and chains only, from those of lists.
+    fn is_of(&self, name: &str) -> bool {
+        name.ends_with(".conflist") == matches!(self, Self::List(_))
+    }
+
     fn plugins(&self) -> &[Value] {
         match self {
             Self::List(list) => list
@@ -95,7 +104,7 @@ pub fn active<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option
     files.sort_unstable();
     files
         .into_iter()
-        .find_map(|(name, text)| Some((name, Network::parse(text).ok()?)))
+        .find_map(|(name, text)| Some((name, Network::parse(text).ok().filter(|it| it.is_of(name))?)))
 }
 
 /// Whether a runtime reads files of this name.
@@ -134,9 +143,12 @@ fn check_version(version: Option<&Value>) -> Result<(), ConfigError> {
     let text = version.and_then(Value::as_str).unwrap_or_default();
     let mut numbers = text.split('.').map(|n| n.parse::<u32>().ok());
     let number = (numbers.next().flatten(), numbers.next().flatten());
-    match number >= (Some(0), Some(3)) {
-        true => Ok(()),
-        false => Err(ConfigError::Old(text.to_owned())),
+    if VERSIONS.contains(&text) {
+        Ok(())
+    } else if number < (Some(0), Some(3)) {
+        Err(ConfigError::Old(text.to_owned()))
+    } else {
+        Err(ConfigError::Unknown(text.to_owned()))
     }
 }
 
@@ -164,6 +176,30 @@ mod tests {
     fn types(network: &Network) -> Vec<String> {
         let types = network.plugins().iter();
         types.map(|p| p["type"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_runtime_takes_chains_from_lists_and_single_plugins_from_the_others() {
+        let found =
+            |files: &[(&'static str, &'static str)]| active(files.iter().copied()).map(|(name, _)| name);
+        assert_eq!(
+            found(&[("10-a.conflist", SINGLE), ("20-b.conf", SINGLE)]),
+            Some("20-b.conf")
+        );
+        assert_eq!(
+            found(&[("10-a.conf", LIST), ("20-b.conflist", LIST)]),
+            Some("20-b.conflist")
+        );
+        assert_eq!(found(&[("10-a.conflist", SINGLE)]), None);
+    }
+
+    #[test]
+    fn a_version_that_the_plugin_does_not_speak_is_left_alone() {
+        for version in ["1.2.0", "2.0.0", "0.3.7"] {
+            let text = SINGLE.replace("0.4.0", version);
+            let error = parse(&text).with(&ours(5)).unwrap_err();
+            assert!(matches!(error, ConfigError::Unknown(_)), "{version}: {error}");
+        }
     }
 
     #[test]

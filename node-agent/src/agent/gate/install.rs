@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::agent::file;
 use crate::cni::PLUGIN;
 use crate::cni::config::{ConfigError, Network, active, is_configuration};
 
@@ -145,7 +146,11 @@ impl Installer {
         let text = network.without();
         let mut single = false;
         for one in singles(file) {
-            single |= put_back(&one)?;
+            // What the CNI has written anew since is newer than what we have kept.
+            single |= match one.exists() {
+                true => remove_if_there(&original(&one))?,
+                false => put_back(&one)?,
+            };
         }
         let kept = fs::read_to_string(original(file)).ok();
         let same = |kept: String| {
@@ -277,11 +282,7 @@ fn mode(file: &Path) -> u32 {
 
 /// Writes a file beside and puts it in place.
 fn replace(file: &Path, content: &[u8], mode: u32) -> Result<()> {
-    let beside = with_suffix(file, NEW);
-    fs::write(&beside, content)
-        .and_then(|()| fs::set_permissions(&beside, fs::Permissions::from_mode(mode)))
-        .and_then(|()| fs::rename(&beside, file))
-        .map_err(failed("write", file))
+    file::replace(file, &with_suffix(file, NEW), content, mode).map_err(failed("write", file))
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {

@@ -182,6 +182,16 @@ fn a_single_plugin_is_set_aside_for_a_chain_and_put_back() {
 }
 
 #[test]
+fn a_single_plugin_that_the_cni_has_written_anew_stays_as_it_is_now() {
+    let node = Node::new(&[("10-lab.conf", SINGLE)]);
+    node.armed();
+    let anew = SINGLE.replace("bridge", "ptp");
+    node.write("10-lab.conf", &anew);
+    // Before anybody has looked.
+    node.expect_after_removal(&[("10-lab.conf", &anew)]);
+}
+
+#[test]
 fn a_single_plugin_beside_a_chain_of_its_name_takes_nothing_from_it() {
     let files = [("10-lab.conf", SINGLE), ("10-lab.conflist", OTHER)];
     let node = Node::new(&files);
