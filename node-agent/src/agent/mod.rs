@@ -2,6 +2,8 @@
 
 mod datapath;
 mod file;
+#[cfg(test)]
+mod fixtures;
 mod gate;
 mod health;
 mod http;
@@ -261,7 +263,10 @@ impl Agent {
             Plan::Present(plan) => Some(&plan.spec),
             Plan::Absent | Plan::Unknown => None,
         };
-        self.gate.as_mut().is_some_and(|gate| gate.take(news, plan))
+        let captured = self.datapath.captured();
+        self.gate
+            .as_mut()
+            .is_some_and(|gate| gate.take(news, plan, captured))
     }
 
     /// Brings the kernel in step with what is known of the plan, and reports.
@@ -273,14 +278,16 @@ impl Agent {
         };
         let began = std::time::Instant::now();
         let in_force = plan.filter(|plan| !plan.spec.teardown);
-        let complete = in_force.map(|plan| match &self.gate {
+        let complete = in_force.map(|plan| match &mut self.gate {
             Some(gate) => gate.complete(&plan.spec),
             None => Cow::Borrowed(&plan.spec),
         });
         let result = self.datapath.sync(complete.as_deref()).await;
         let failure = result.as_ref().err().map(ToString::to_string);
         match (&mut self.gate, in_force) {
-            (Some(gate), Some(plan)) => gate.settle(&plan.spec, failure.as_deref()),
+            (Some(gate), Some(plan)) => {
+                gate.settle(&plan.spec, failure.as_deref(), self.datapath.captured());
+            }
             (Some(gate), None) => gate.retire(),
             (None, _) => {}
         }

@@ -58,6 +58,11 @@ pub enum Answer {
     NotSelected,
     /// Done: DEL and GC.
     Done,
+    /// An address of the pod is still captured for another pod, and the agent cannot change that.
+    Taken {
+        /// Which.
+        address: IpAddr,
+    },
     /// The agent cannot say yet, or cannot do it; why, in words for people.
     NotYet {
         /// Why.

@@ -2,10 +2,11 @@
 //!
 //! `egressnat-cni` is called last in a pod's ADD. It hands pod and addresses to the node's agent ([`gate`]) and
 //! waits for its word; only then does the runtime start the pod. Where the agent does not answer, it decides by
-//! what the agent left on the node ([`standing`]), and leaves a note of the pods that start ([`notes`]). Where the plugin is not
+//! what the agent left on the node ([`standing`], [`captured`]), and leaves a note of the pods that start ([`notes`]). Where the plugin is not
 //! in the chain, the runtime's own cache tells of pods and addresses ([`results`]). Nothing here knows a client or a
 //! kernel; the program around the plugin is `src/bin/egressnat-cni.rs`.
 
+pub mod captured;
 pub mod config;
 pub mod gate;
 pub mod notes;

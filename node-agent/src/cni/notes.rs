@@ -23,6 +23,25 @@ pub struct Note {
     pub addresses: BTreeSet<IpAddr>,
 }
 
+#[cfg(test)]
+impl Note {
+    /// Of a pod `web` of the namespace `shop`, `u-1` in container `c0ffee`.
+    pub fn example(addresses: &[&str]) -> Self {
+        Self {
+            pod: PodName {
+                uid: "u-1".into(),
+                namespace: "shop".into(),
+                name: "web".into(),
+            },
+            attachment: ValidAttachment {
+                container: "c0ffee".into(),
+                interface: "eth0".into(),
+            },
+            addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        }
+    }
+}
+
 /// The notes of a node, a file each.
 #[derive(Clone, Debug)]
 pub struct Notes {
@@ -77,18 +96,7 @@ mod tests {
     fn a_note_is_there_until_it_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let notes = Notes::beside(&folder.path().join("gate.sock"));
-        let note = Note {
-            pod: PodName {
-                uid: "u-1".into(),
-                namespace: "shop".into(),
-                name: "web".into(),
-            },
-            attachment: ValidAttachment {
-                container: "c0ffee".into(),
-                interface: "eth0".into(),
-            },
-            addresses: ["10.1.2.3".parse().unwrap()].into(),
-        };
+        let note = Note::example(&["10.1.2.3"]);
         assert_eq!(notes.read(), []);
         notes.leave(&note).unwrap();
         assert_eq!(notes.read(), std::slice::from_ref(&note));

@@ -1,12 +1,15 @@
 //! What the plugin does with a request of the runtime.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
+use super::captured;
 use super::gate::{self, Answer, GateError, Request};
 use super::notes::{Note, Notes};
 use super::spec::{
@@ -18,6 +21,14 @@ use super::standing::{self, Absent};
 const PAUSE: Duration = Duration::from_millis(50);
 /// For what is not waited for: DEL, CHECK, GC.
 const SHORT: Duration = Duration::from_secs(2);
+
+/// Why a pod may not start.
+enum Held {
+    /// An address is still captured for another pod: it would send with that one's egress address.
+    Taken(IpAddr),
+    /// Nobody can say yet.
+    Undecided(String),
+}
 
 /// What the runtime gets.
 #[derive(Debug, Default, PartialEq)]
@@ -70,11 +81,16 @@ fn add(configuration: &Configuration, attachment: &Attachment) -> Result<Outcome
     let deadline = Instant::now() + configuration.timeout();
     match wait(configuration, pod, attachment, &addresses, deadline) {
         Ok(warning) => passed(warning),
-        Err(why) if is_exempt(configuration, pod) => passed(Some(format!(
+        // The next try has another address, as a rule: no namespace is locked out.
+        Err(Held::Taken(address)) => Err(CniError::TryAgain(format!(
+            "{pod} was given {address}, which this node still captures for a pod that had it before, and the agent cannot \
+             change that now; the kubelet tries again"
+        ))),
+        Err(Held::Undecided(why)) if is_exempt(configuration, pod) => passed(Some(format!(
             "{pod} starts ungated, as all of namespace {} do: {why}",
             pod.namespace
         ))),
-        Err(why) => match configuration.on_timeout {
+        Err(Held::Undecided(why)) => match configuration.on_timeout {
             OnTimeout::Allow => passed(Some(format!("{pod} starts ungated: {why}"))),
             OnTimeout::Retry => Err(CniError::TryAgain(format!(
                 "{pod} waits until its egress address is in force: {why}; the kubelet tries again"
@@ -91,7 +107,7 @@ fn wait(
     attachment: &Attachment,
     addresses: &BTreeSet<IpAddr>,
     deadline: Instant,
-) -> Result<Option<String>, String> {
+) -> Result<Option<String>, Held> {
     let notes = Notes::beside(&configuration.socket);
     let mut noted = None;
     loop {
@@ -109,6 +125,7 @@ fn wait(
                 }
                 return Ok(None);
             }
+            Ok(Answer::Taken { address }) => return Err(Held::Taken(address)),
             Ok(Answer::NotYet { why }) => why,
             Err(error @ GateError::Garbled(_)) => error.to_string(),
             // An agent that begins listens first, and reads the notes then: asked once more after it was written, it
@@ -117,13 +134,18 @@ fn wait(
                 noted = Some(leave(&notes, pod, attachment, addresses));
                 continue;
             }
-            Err(error @ GateError::Unreachable(_)) => match without_agent(configuration, pod) {
+            Err(error @ GateError::Unreachable(_)) => match without_agent(configuration, pod, addresses) {
                 Ok(warning) => return Ok(warning.or(noted.flatten())),
-                Err(why) => format!("{error}; {why}"),
+                Err(Held::Taken(address)) => {
+                    // It does not start.
+                    notes.remove(&attachment.into());
+                    return Err(Held::Taken(address));
+                }
+                Err(Held::Undecided(why)) => format!("{error}; {why}"),
             },
         };
         if Instant::now() + PAUSE >= deadline {
-            return Err(why);
+            return Err(Held::Undecided(why));
         }
         thread::sleep(PAUSE);
     }
@@ -146,26 +168,35 @@ fn leave(
 }
 
 /// Whether the pod may start although no agent answers; the error says why not.
-fn without_agent(configuration: &Configuration, pod: &PodName) -> Result<Option<String>, String> {
-    let absent = standing::absent(
-        &configuration.standing,
-        &configuration.kubelet_pods,
-        SystemTime::now(),
-    );
-    match absent {
-        Ok(Absent::Down(standing)) if !standing.namespaces.contains(&pod.namespace) => Ok(None),
-        Ok(Absent::Down(_)) => Err(format!(
+fn without_agent(
+    configuration: &Configuration,
+    pod: &PodName,
+    addresses: &BTreeSet<IpAddr>,
+) -> Result<Option<String>, Held> {
+    let (standing, captured) = (&configuration.standing, captured::beside(&configuration.socket));
+    let unreadable = |file: &Path, error: io::Error| {
+        Held::Undecided(format!("failed to read {}: {error}", file.display()))
+    };
+    let absent = standing::absent(standing, &configuration.kubelet_pods, SystemTime::now());
+    let known = match absent.map_err(|error| unreadable(standing, error))? {
+        Absent::Down(known) => known,
+        Absent::Removed(why) => {
+            return Ok(Some(format!(
+                "disarmed, {pod} starts without an egress address: {why}; remove {} from the network configuration",
+                super::PLUGIN
+            )));
+        }
+    };
+    let sources = captured::read(&captured).map_err(|error| unreadable(&captured, error))?;
+    if let Some(address) = captured::taken(&sources, addresses) {
+        return Err(Held::Taken(address));
+    }
+    match known.namespaces.contains(&pod.namespace) {
+        false => Ok(None),
+        true => Err(Held::Undecided(format!(
             "policies may select pods of namespace {}, and the agent on this node is down",
             pod.namespace
-        )),
-        Ok(Absent::Removed(why)) => Ok(Some(format!(
-            "disarmed, {pod} starts without an egress address: {why}; remove {} from the network configuration",
-            super::PLUGIN
         ))),
-        Err(error) => Err(format!(
-            "failed to read {}: {error}",
-            configuration.standing.display()
-        )),
     }
 }
 

@@ -140,18 +140,7 @@ mod tests {
 
     #[test]
     fn it_tells_which_pod_has_which_addresses() {
-        let note = Note {
-            pod: PodName {
-                uid: "u-1".into(),
-                namespace: "shop".into(),
-                name: "web".into(),
-            },
-            attachment: ValidAttachment {
-                container: "c0ffee".into(),
-                interface: "eth0".into(),
-            },
-            addresses: ["10.1.2.3", "2001:db8::3"].map(|ip| ip.parse().unwrap()).into(),
-        };
+        let note = Note::example(&["10.1.2.3", "2001:db8::3"]);
         assert_eq!(parsed(&cached()).unwrap(), Some(note));
     }
 

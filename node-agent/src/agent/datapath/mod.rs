@@ -1,5 +1,6 @@
 //! The kernel brought in step with a plan.
 
+mod captured;
 mod connections;
 mod foreign;
 mod guard;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use egressnat_crds::EgressPlanSpec;
 use egressnat_crds::plan::{ExhaustedPorts, Family, NodeExit, NodeInterface};
 
+use self::captured::Captured;
 use self::pods::Basis;
 use self::ports::Ports;
 use self::released::Releases;
@@ -104,6 +106,7 @@ pub struct Datapath {
     interfaces: Vec<NodeInterface>,
     ports: Ports,
     kept: Kept,
+    captured: Captured,
     /// Links that lead to no pods, as of the last try.
     uplinks: BTreeSet<u32>,
     /// Sources are not compared with the links that they come in by: nobody wants it.
@@ -167,6 +170,7 @@ impl Datapath {
             interfaces: Vec::new(),
             ports: Ports::default(),
             kept: Kept::read(&cli.gate),
+            captured: Captured::read(&cli.gate),
             uplinks: BTreeSet::new(),
             unchecked: !cli.check_sources,
         })
@@ -214,6 +218,11 @@ impl Datapath {
         &self.interfaces
     }
 
+    /// The sources that the kernel may capture.
+    pub fn captured(&self) -> &BTreeSet<IpAddr> {
+        self.captured.sources()
+    }
+
     /// Makes the kernel hold what `plan` says, or nothing of ours where there is no plan. After an error the
     /// kernel is not trusted, and is read anew.
     pub async fn sync(&mut self, plan: Option<&EgressPlanSpec>) -> Result<Report, AgentError> {
@@ -228,10 +237,12 @@ impl Datapath {
     async fn follow(&mut self, plan: &EgressPlanSpec, stays: bool) -> Result<Report, AgentError> {
         let mut report = Report::default();
         let plan = self.with_departed(plan, &mut report).await?;
+        self.captured.begin(&plan);
         self.step(&plan, stays, &mut report).await?;
         if self.place(&mut report).await? {
             self.step(&plan, stays, &mut report).await?;
         }
+        self.captured.end(&plan);
         Ok(report)
     }
 

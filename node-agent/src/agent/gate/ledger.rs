@@ -39,6 +39,13 @@ struct Held {
     /// The pod started with a verdict that the kernel knew.
     #[serde(default)]
     passed: bool,
+    /// Pods, by uid, to which the plan gave one of the addresses when it came to this one: that is what the API server says
+    /// until their kubelets have reported, and what it goes on saying of those that are gone.
+    #[serde(default)]
+    former: BTreeSet<String>,
+    /// The plan has not been asked for them yet.
+    #[serde(skip)]
+    new: bool,
     /// It is known from the runtime's cached results alone, and so will be by the next process.
     #[serde(skip)]
     cached: bool,
@@ -91,6 +98,8 @@ impl Ledger {
             pod,
             addresses,
             passed: false,
+            former: BTreeSet::new(),
+            new: true,
             cached: false,
         });
     }
@@ -140,11 +149,27 @@ impl Ledger {
         any
     }
 
+    /// Takes note of whose the plan says that the addresses are of those that have come. Whether any had another before.
+    pub fn meet(&mut self, plan: &EgressPlanSpec) -> bool {
+        let mut news = false;
+        for held in self.held.iter_mut().filter(|held| held.new) {
+            held.new = false;
+            let others = plan.pods.iter().filter(|pod| pod.uid != held.pod.uid);
+            let former = others.filter(|pod| pod.ips.iter().any(|ip| held.addresses.contains(ip)));
+            held.former = former.map(|pod| pod.uid.clone()).collect();
+            news |= !held.former.is_empty();
+        }
+        news
+    }
+
     /// Takes note of the pods that the plan has no more. Whether there were any that are over.
     pub fn observe(&mut self, plan: &EgressPlanSpec) -> bool {
         let before = self.ended.len();
-        self.ended
-            .retain(|uid| plan.pods.binary_search_by(|pod| pod.uid.cmp(uid)).is_ok());
+        let is_there = |uid: &String| plan.pods.binary_search_by(|pod| pod.uid.cmp(uid)).is_ok();
+        self.ended.retain(is_there);
+        for held in &mut self.held {
+            held.former.retain(is_there);
+        }
         self.ended.len() != before
     }
 
@@ -155,7 +180,7 @@ impl Ledger {
     }
 
     /// The plan with the addresses of its pods that it does not know of yet. An address that it gives to another pod is
-    /// that pod's, unless that one's network is gone and the next has the address.
+    /// that pod's, unless it had been that one's before, or that one's network is gone.
     pub fn complete<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
         let mut complete = self.bequeath(plan);
         let claimed = complete.pods.iter().flat_map(|pod| &pod.ips);
@@ -173,16 +198,17 @@ impl Ledger {
         complete
     }
 
-    /// The plan without the addresses of pods whose network is gone that are others' by now.
+    /// The plan without the addresses of pods that are others' by now.
     fn bequeath<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
         let mut left = Cow::Borrowed(plan);
-        let taken: BTreeSet<&IpAddr> = self.held.iter().flat_map(|held| &held.addresses).collect();
-        for uid in &self.ended {
-            if let Ok(place) = plan.pods.binary_search_by(|pod| pod.uid.cmp(uid))
-                && plan.pods[place].ips.iter().any(|ip| taken.contains(ip))
-            {
-                let ips = &mut left.to_mut().pods[place].ips;
-                ips.retain(|ip| !taken.contains(ip));
+        for held in &self.held {
+            for uid in held.former.iter().chain(&self.ended) {
+                if let Ok(place) = plan.pods.binary_search_by(|pod| pod.uid.cmp(uid))
+                    && left.pods[place].ips.iter().any(|ip| held.addresses.contains(ip))
+                {
+                    let ips = &mut left.to_mut().pods[place].ips;
+                    ips.retain(|ip| !held.addresses.contains(ip));
+                }
             }
         }
         left
@@ -191,9 +217,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use egressnat_crds::plan::{Gate, PlanPod, Profile};
-
     use super::*;
+    use crate::agent::fixtures::{self, ips};
 
     fn attachment(container: &str) -> ValidAttachment {
         ValidAttachment {
@@ -210,34 +235,9 @@ mod tests {
         }
     }
 
-    fn ips(texts: &[&str]) -> Vec<IpAddr> {
-        texts.iter().map(|t| t.parse().unwrap()).collect()
-    }
-
-    /// A plan with these selected pods, all of profile 7, and these that no policy selects.
+    /// Of a node whose gate is closed.
     fn plan(selected: &[(&str, &[&str])], unselected: &[&str]) -> EgressPlanSpec {
-        EgressPlanSpec {
-            profiles: vec![Profile {
-                id: 7,
-                destinations: Vec::new(),
-            }],
-            pods: selected
-                .iter()
-                .map(|(uid, addresses)| PlanPod {
-                    uid: (*uid).into(),
-                    name: format!("shop/pod-{uid}"),
-                    ips: ips(addresses),
-                    profile: 7,
-                })
-                .collect(),
-            gate: Some(Gate {
-                open: false,
-                namespaces: vec!["shop".into()],
-                unselected: unselected.iter().map(|u| (*u).into()).collect(),
-                free: vec!["other".into()],
-            }),
-            ..EgressPlanSpec::default()
-        }
+        fixtures::plan(false, selected, unselected)
     }
 
     fn held(uid: &str, addresses: &[&str]) -> Ledger {
@@ -251,6 +251,44 @@ mod tests {
             .iter()
             .map(|p| (p.uid.as_str(), p.ips.as_slice(), p.profile))
             .collect()
+    }
+
+    #[test]
+    fn an_address_is_the_next_pods_also_where_the_one_before_has_another_by_now() {
+        // u1, which the API server says has it, and u2 are both there; u1's sandbox was made anew, before or after.
+        let of = |address: &str| BTreeSet::from_iter(ips(&[address]));
+        for u1_first in [true, false] {
+            let plan = plan(&[("u1", &["10.1.0.2"]), ("u2", &[])], &[]);
+            let mut ledger = Ledger::default();
+            let anew = |ledger: &mut Ledger| {
+                ledger.add(attachment("c1"), pod("u1"), of("10.1.0.3"));
+                ledger.meet(&plan);
+            };
+            if u1_first {
+                anew(&mut ledger);
+            }
+            ledger.add(attachment("c2"), pod("u2"), of("10.1.0.2"));
+            assert!(ledger.meet(&plan));
+            if !u1_first {
+                anew(&mut ledger);
+            }
+            let expected = [ips(&["10.1.0.3"]), ips(&["10.1.0.2"])];
+            for _ in 0..2 {
+                let complete = ledger.complete(&plan);
+                assert_eq!(
+                    [&complete.pods[0].ips, &complete.pods[1].ips],
+                    [&expected[0], &expected[1]]
+                );
+                // By the next process too.
+                ledger = serde_json::from_value(serde_json::to_value(&ledger).unwrap()).unwrap();
+                assert!(!ledger.meet(&plan));
+            }
+            // It comes back to the first.
+            ledger.add(attachment("c3"), pod("u1"), of("10.1.0.2"));
+            ledger.meet(&plan);
+            assert_eq!(ledger.complete(&plan).pods[0].ips, ips(&["10.1.0.2", "10.1.0.3"]));
+            assert_eq!(ledger.complete(&plan).pods[1].ips, ips(&[]));
+        }
     }
 
     #[test]

@@ -36,13 +36,14 @@ use self::watched::Watched;
 use super::file::{read, write};
 use crate::cli::GateFlags;
 use crate::cni::PLUGIN;
+use crate::cni::captured;
 use crate::cni::gate::{Answer, Request};
 use crate::cni::notes::{Note, Notes};
 use crate::cni::spec::{PodName, ValidAttachment};
 use crate::cni::standing::Standing;
 
 /// The socket, below the folder that a boot empties.
-const SOCKET: &str = "gate.sock";
+pub const SOCKET: &str = "gate.sock";
 /// The file that plugins read while no agent answers, below the folder that stays.
 const STANDING: &str = "standing.json";
 /// Names of ungated pods in the plan's status.
@@ -70,6 +71,7 @@ pub struct Gate {
 /// A pod that may not start yet.
 struct Waiting {
     pod: PodName,
+    addresses: BTreeSet<IpAddr>,
     until: Instant,
     answer: oneshot::Sender<Answer>,
 }
@@ -190,11 +192,12 @@ impl Gate {
         }
     }
 
-    /// Takes the news in. Whether the datapath has to be brought in step.
-    pub fn take(&mut self, news: News, plan: Option<&EgressPlanSpec>) -> bool {
+    /// Takes the news in; `captured` are the sources that the kernel may capture. Whether the datapath has to be brought in
+    /// step.
+    pub fn take(&mut self, news: News, plan: Option<&EgressPlanSpec>, captured: &BTreeSet<IpAddr>) -> bool {
         match news {
             News::Due => {
-                self.expire(plan);
+                self.expire(plan, captured);
                 false
             }
             News::Configurations => {
@@ -209,24 +212,29 @@ impl Gate {
     }
 
     /// The plan with what the gate knows besides.
-    pub fn complete<'a>(&self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
+    pub fn complete<'a>(&mut self, plan: &'a EgressPlanSpec) -> Cow<'a, EgressPlanSpec> {
+        if self.ledger.meet(plan) {
+            self.save();
+        }
         self.ledger.complete(plan)
     }
 
-    /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told.
-    pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>) {
+    /// The datapath was brought in step with `plan`, or not, for this reason: those who wait are told. `captured` are the
+    /// sources that the kernel may capture.
+    pub fn settle(&mut self, plan: &EgressPlanSpec, failure: Option<&str>, captured: &BTreeSet<IpAddr>) {
         let mut news = self.ledger.observe(plan);
         for waiting in std::mem::take(&mut self.waiting) {
             let answer = match (verdict(plan, &waiting.pod), failure) {
                 (Verdict::Selected, None) => Answer::Programmed,
-                (Verdict::NotSelected, _) => Answer::NotSelected,
+                (Verdict::NotSelected, None) => Answer::NotSelected,
+                (Verdict::NotSelected, Some(_)) => waiting.unselected(captured),
                 (Verdict::Selected, Some(why)) => Answer::NotYet { why: why.to_owned() },
                 (Verdict::Unknown, _) => {
                     self.waiting.push(waiting);
                     continue;
                 }
             };
-            if !matches!(answer, Answer::NotYet { .. }) {
+            if matches!(answer, Answer::Programmed | Answer::NotSelected) {
                 self.ledger.pass(&waiting.pod.uid);
                 news = true;
             }
@@ -270,10 +278,15 @@ impl Gate {
                 addresses,
                 patience,
             } => {
-                self.ledger.add(attachment, pod.clone(), addresses);
+                self.ledger.add(attachment, pod.clone(), addresses.clone());
                 self.save();
                 let until = Instant::now() + Duration::from_millis(patience.min(60_000));
-                self.waiting.push(Waiting { pod, until, answer });
+                self.waiting.push(Waiting {
+                    pod,
+                    addresses,
+                    until,
+                    answer,
+                });
                 // An address may have been another pod's, which is still in the kernel.
                 plan.is_some()
             }
@@ -312,10 +325,13 @@ impl Gate {
         released
     }
 
-    fn expire(&mut self, plan: Option<&EgressPlanSpec>) {
+    fn expire(&mut self, plan: Option<&EgressPlanSpec>, captured: &BTreeSet<IpAddr>) {
         let now = Instant::now();
         for waiting in self.waiting.extract_if(.., |waiting| waiting.until <= now) {
-            let answer = late(plan, self.stood.as_ref(), &waiting.pod);
+            let answer = match late(plan, self.stood.as_ref(), &waiting.pod) {
+                Answer::NotSelected => waiting.unselected(captured),
+                answer => answer,
+            };
             waiting.say(answer);
         }
     }
@@ -384,6 +400,14 @@ fn installer(flags: &GateFlags) -> Installer {
 }
 
 impl Waiting {
+    /// What it is told where no policy selects it, and the kernel may not be as the plan says.
+    fn unselected(&self, captured: &BTreeSet<IpAddr>) -> Answer {
+        match captured::taken(captured, &self.addresses) {
+            Some(address) => Answer::Taken { address },
+            None => Answer::NotSelected,
+        }
+    }
+
     /// A plugin that has given up needs no answer.
     fn say(self, answer: Answer) {
         let _ = self.answer.send(answer);

@@ -1,41 +1,15 @@
-use egressnat_crds::plan::Gate;
-
 use super::*;
+use crate::agent::fixtures::{self, ips};
 
 const LINK: u32 = 40;
-
-fn ips(texts: &[&str]) -> Vec<IpAddr> {
-    texts.iter().map(|t| t.parse().unwrap()).collect()
-}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A plan with these selected pods, all of profile 7, and these that no policy selects.
+/// Of a node whose gate is open.
 fn plan(selected: &[(&str, &[&str])], unselected: &[&str]) -> EgressPlanSpec {
-    EgressPlanSpec {
-        profiles: vec![Profile {
-            id: 7,
-            destinations: Vec::new(),
-        }],
-        pods: selected
-            .iter()
-            .map(|(uid, addresses)| PlanPod {
-                uid: (*uid).into(),
-                name: format!("shop/pod-{uid}"),
-                ips: ips(addresses),
-                profile: 7,
-            })
-            .collect(),
-        gate: Some(Gate {
-            open: true,
-            namespaces: vec!["shop".into()],
-            unselected: unselected.iter().map(|u| (*u).into()).collect(),
-            free: vec!["other".into()],
-        }),
-        ..EgressPlanSpec::default()
-    }
+    fixtures::plan(true, selected, unselected)
 }
 
 fn pods(plan: &EgressPlanSpec) -> Vec<(&str, &[IpAddr], u32)> {

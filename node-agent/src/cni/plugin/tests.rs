@@ -121,6 +121,41 @@ fn without_the_agent_only_namespaces_that_no_policy_selects_from_start() {
 }
 
 #[test]
+fn an_address_that_is_captured_for_another_pod_is_not_used() {
+    let node = Node::new().with_agent_down();
+    std::fs::write(node.path("captured.json"), r#"["10.1.2.3"]"#).unwrap();
+    for namespace in ["other", "shop", "kube-system"] {
+        let error = node.add(namespace).unwrap_err();
+        assert_eq!(error.code(), 11);
+        let said = error.to_string();
+        assert!(
+            said.contains("10.1.2.3, which this node still captures"),
+            "{said}"
+        );
+    }
+    assert_eq!(Notes::beside(&node.path("gate.sock")).read(), []);
+    std::fs::write(node.path("captured.json"), r#"["10.1.2.4"]"#).unwrap();
+    assert_eq!(node.add("other").unwrap().warning, None);
+    // An agent that was removed changes nothing any more, and nobody waits for it.
+    std::fs::remove_dir_all(node.path("pods")).unwrap();
+    std::fs::remove_file(node.path("standing")).unwrap();
+    std::fs::write(node.path("captured.json"), r#"["10.1.2.3"]"#).unwrap();
+    let warning = node.add("other").unwrap().warning.unwrap();
+    assert!(warning.contains("disarmed"), "{warning}");
+}
+
+#[test]
+fn an_agent_that_cannot_take_an_address_from_another_pod_keeps_the_pod_from_starting() {
+    for namespace in ["shop", "kube-system"] {
+        let node = Node::new();
+        let address = "10.1.2.3".parse().unwrap();
+        let agent = agent(&node.path("gate.sock"), vec![Answer::Taken { address }]);
+        assert_eq!(node.add(namespace).unwrap_err().code(), 11);
+        assert_eq!(agent.join().unwrap().len(), 1);
+    }
+}
+
+#[test]
 fn a_pod_that_starts_without_the_agent_is_noted_until_it_is_gone() {
     let node = Node::new().with_agent_down();
     let notes = Notes::beside(&node.path("gate.sock"));
