@@ -49,6 +49,10 @@ pub struct Cli {
     /// Drops what leaves with a pod's source by another link than the one that the node's routes lead to the pod by.
     #[arg(long, env = "CHECK_SOURCES", default_value_t = true, action = ArgAction::Set)]
     pub check_sources: bool,
+    /// How long the last plan holds where the API server has none any more, in seconds: longer than pods live whose Node
+    /// object was deleted.
+    #[arg(long, env = "HOLD_WITHOUT_PLAN_SECONDS", default_value_t = 600)]
+    pub hold_without_plan_seconds: u32,
     /// The start gate.
     #[command(flatten)]
     pub gate: GateFlags,

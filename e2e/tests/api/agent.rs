@@ -7,13 +7,18 @@ use egressnat_e2e::topology::{Flow, PORT, SERVER, knock_udp};
 use serde_json::json;
 
 use super::{
-    node::{World, assert_same, get, kernel, on_node},
+    node::{World, assert_same, get, kernel, on_node, on_node_with},
     world::eventually,
 };
 
+/// With these flags, for how long the last plan holds.
+fn holding(seconds: u32) -> Vec<String> {
+    vec![format!("--hold-without-plan-seconds={seconds}")]
+}
+
 #[test]
 fn a_plan_is_programmed_reported_and_removed() {
-    on_node(async |world| {
+    on_node_with(holding(0), async |world| {
         let netns = &world.topology.source.netns;
         let before = kernel(netns);
         assert!(!before.contains("egressnat"), "{before}");
@@ -50,6 +55,41 @@ fn a_plan_is_programmed_reported_and_removed() {
     });
 }
 
+/// Its Node object was deleted, say, with the pods still there.
+#[test]
+fn the_last_plan_holds_where_there_is_none_any_more_and_not_for_ever() {
+    on_node_with(holding(2), async |world| {
+        let netns = &world.topology.source.netns;
+        let before = kernel(netns);
+        world.write(world.spec()).await;
+        world.says("True", "Programmed").await;
+        let programmed = kernel(netns);
+        world.delete_plan().await;
+        // What another hand takes away meanwhile comes back.
+        netns.ip("rule del priority 770").unwrap();
+        eventually("the rule", async || (kernel(netns) == programmed).then_some(())).await;
+        // It was written again in time.
+        world.write(world.spec()).await;
+        world.says("True", "Programmed").await;
+        assert_same(&programmed, &kernel(netns), "again");
+        world.delete_plan().await;
+        eventually("a kernel as it was before", async || {
+            (kernel(netns) == before).then_some(())
+        })
+        .await;
+        // One that tears down does not hold.
+        let mut spec = world.spec();
+        world.write(spec.clone()).await;
+        world.says("True", "Programmed").await;
+        spec["teardown"] = json!(true);
+        world.write(spec).await;
+        eventually("nothing of ours", async || {
+            (kernel(netns) == before).then_some(())
+        })
+        .await;
+    });
+}
+
 #[test]
 fn a_contradictory_plan_is_refused_and_what_was_programmed_stays() {
     on_node(async |world| {
@@ -77,7 +117,7 @@ fn a_contradictory_plan_is_refused_and_what_was_programmed_stays() {
 
 #[test]
 fn a_clash_is_named_changes_nothing_and_heals_when_it_goes() {
-    on_node(async |mut world| {
+    on_node_with(holding(0), async |mut world| {
         let netns = &world.topology.source.netns;
         let untouched = kernel(netns);
         for (clash, undo, category) in [

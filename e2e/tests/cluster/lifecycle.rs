@@ -20,8 +20,8 @@ pub const TESTS: &[Test] = &[
         a_deleted_policy_leaves_nothing_and_can_come_back_twice,
     ),
     (
-        "lifecycle::a_deleted_plan_removes_what_is_ours_from_its_node",
-        a_deleted_plan_removes_what_is_ours_from_its_node,
+        "lifecycle::a_deleted_plan_changes_nothing_until_it_is_written_again",
+        a_deleted_plan_changes_nothing_until_it_is_written_again,
     ),
     (
         "lifecycle::agents_and_operator_restart_without_a_failed_or_wrong_request",
@@ -54,19 +54,21 @@ fn a_deleted_policy_leaves_nothing_and_can_come_back_twice(cluster: &Cluster) ->
     Ok(())
 }
 
-/// The operator would write it again; it is not there to do so.
-fn a_deleted_plan_removes_what_is_ours_from_its_node(cluster: &Cluster) -> Result<(), Failed> {
+/// The operator would write it again at once; it is not there to do so.
+fn a_deleted_plan_changes_nothing_until_it_is_written_again(cluster: &Cluster) -> Result<(), Failed> {
     let scene = Scene::new(cluster)?;
     let pods = choose_all(&scene)?;
     scene.apply_policy(json!({}))?;
     scene.expect("the policy", &pods.each_ref().map(|pod| (pod, egress())))?;
     expect_traces(&scene)?;
+    let served = serve(&scene, &pods)?;
     stop_operator(&scene)?;
     scene.kubectl.run(["delete", "egressplans", "--all"])?;
-    traces::expect_none(&scene)?;
-    scene.expect("no plan", &pods.each_ref().map(|pod| (pod, own(pod))))?;
+    scene.expect("no plan", &pods.each_ref().map(|pod| (pod, egress())))?;
+    expect_traces(&scene)?;
     start_operator(&scene)?;
     scene.expect("plans again", &pods.each_ref().map(|pod| (pod, egress())))?;
+    served.end(&scene)?;
     Ok(())
 }
 

@@ -69,6 +69,8 @@ pub async fn run(cli: Cli) -> Result<(), AgentError> {
         gate: gate(&cli)?,
         reporter: Reporter::new(client, &cli.node_name),
         plan: Plan::Unknown,
+        holds_until: None,
+        hold: Duration::from_secs(cli.hold_without_plan_seconds.into()),
         outcome: None,
         retry: Retry::default(),
         hindrances: Vec::new(),
@@ -119,6 +121,10 @@ struct Agent {
     gate: Option<Gate>,
     reporter: Reporter,
     plan: Plan,
+    /// Until when the plan holds that the API server has no more.
+    holds_until: Option<Instant>,
+    /// How long one does.
+    hold: Duration,
     /// What became of the last try.
     outcome: Option<Result<Report, AgentError>>,
     retry: Retry,
@@ -141,16 +147,14 @@ impl Agent {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry.due();
-            let due = match &self.plan {
-                Plan::Present(_) => self.reporter.due(),
-                Plan::Absent | Plan::Unknown => None,
-            };
+            let due = self.reporter.due().filter(|_| self.told_plan().is_some());
+            let over = self.holds_until;
             tokio::select! {
-                plan = plans.next() => match plan {
-                    Some(Some(plan)) => self.plan = Plan::Present(Box::new(plan)),
-                    Some(None) => self.plan = Plan::Absent,
-                    None => return Err(AgentError::WatchEnded),
-                },
+                plan = plans.next() => self.take_plan(plan.ok_or(AgentError::WatchEnded)?),
+                () = until(over) => {
+                    warn!("there is no plan any more: what is ours is removed");
+                    (self.plan, self.holds_until) = (Plan::Absent, None);
+                }
                 changed = self.datapath.changed() => {
                     changed?;
                     debug!("what the kernel holds has changed");
@@ -193,6 +197,33 @@ impl Agent {
         Ok(())
     }
 
+    /// Takes in what the API server says of the plan. That it has none is no word that pods may leave with their node's
+    /// address: their Node object may have been deleted, or the plan by hand, with the pods still there. The last plan holds
+    /// until the operator has written it again, or for a while; one that tears down ends at once.
+    fn take_plan(&mut self, plan: Option<EgressPlan>) {
+        match (plan, &self.plan) {
+            (Some(plan), _) => {
+                self.plan = Plan::Present(Box::new(plan));
+                self.holds_until = None;
+            }
+            (None, Plan::Present(plan)) if !plan.spec.teardown && !self.hold.is_zero() => {
+                if self.holds_until.is_none() {
+                    warn!(hold = ?self.hold, "the plan of this node is gone: the last one holds for a while");
+                    self.holds_until = Some(Instant::now() + self.hold);
+                }
+            }
+            (None, _) => self.plan = Plan::Absent,
+        }
+    }
+
+    /// The plan whose status may be written.
+    fn told_plan(&self) -> Option<&EgressPlan> {
+        match &self.plan {
+            Plan::Present(plan) if self.holds_until.is_none() => Some(plan),
+            _ => None,
+        }
+    }
+
     /// Ends the report that is under way, and what has come to be told meanwhile.
     async fn last_word(&mut self) {
         let told = async {
@@ -207,7 +238,7 @@ impl Agent {
 
     /// Says what became of the last try.
     fn tell(&mut self) {
-        let (Plan::Present(plan), Some(outcome)) = (&self.plan, &self.outcome) else {
+        let (Plan::Present(plan), Some(outcome), None) = (&self.plan, &self.outcome, self.holds_until) else {
             return;
         };
         let gate = self.gate.as_ref().map(|gate| gate.report(&plan.spec));
