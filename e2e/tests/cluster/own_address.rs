@@ -7,11 +7,11 @@ use egressnat_e2e::{
     cluster::Cluster,
     kube_proxy::KubeProxyMode,
     site::{API_SERVICE, NODES},
-    walk,
+    wait, walk,
 };
 use libtest_mimic::Failed;
 
-use crate::Test;
+use crate::{Test, scene::DEADLINE};
 
 pub const TESTS: &[Test] = &[
     (
@@ -129,13 +129,18 @@ fn expect_services(cluster: &Cluster, reachable: bool) -> Result<(), Failed> {
             "-e",
             "true",
         ];
-        let answer = cluster.kubectl().run(connect);
-        assert_eq!(
-            answer.is_ok(),
-            reachable,
-            "{pod} -> {}: {answer:?}",
-            API_SERVICE.0
-        );
+        let ask = || cluster.kubectl().run(connect);
+        if reachable {
+            // kube-proxy is healthy before the last of its rules is there.
+            wait::until(
+                &format!("an answer from {} to {pod}", API_SERVICE.0),
+                DEADLINE,
+                ask,
+            )?;
+        } else {
+            let answer = ask();
+            assert!(answer.is_err(), "{pod} -> {}: {answer:?}", API_SERVICE.0);
+        }
     }
     Ok(())
 }
