@@ -25,11 +25,23 @@ pub(super) fn read<T: DeserializeOwned + Default>(file: &Path) -> T {
     })
 }
 
-/// Replaces the file as a whole.
+/// Replaces a file of a folder that a boot empties, as a whole.
 pub(super) fn write<T: Serialize>(file: &Path, value: &T) {
+    put(file, value, |beside, text| {
+        std::fs::write(beside, text)?;
+        std::fs::rename(beside, file)
+    });
+}
+
+/// Replaces a file of a folder that stays, as a whole.
+pub(super) fn keep<T: Serialize>(file: &Path, value: &T) {
+    put(file, value, |beside, text| replace(file, beside, text, 0o644));
+}
+
+/// By a file beside it.
+fn put<T: Serialize>(file: &Path, value: &T, by: impl FnOnce(&Path, &[u8]) -> io::Result<()>) {
     let text = serde_json::to_vec(value).map_err(io::Error::from);
-    let written = text.and_then(|text| replace(file, &file.with_extension("new"), &text, 0o600));
-    if let Err(error) = written {
+    if let Err(error) = text.and_then(|text| by(&file.with_extension("new"), &text)) {
         warn!(file = %file.display(), %error, "failed to write");
     }
 }

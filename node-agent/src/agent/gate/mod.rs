@@ -33,7 +33,7 @@ pub use self::results::Changes;
 use self::results::Results;
 pub use self::server::Asked;
 use self::watched::Watched;
-use super::file::{read, write};
+use super::file::{keep, read, write};
 use crate::cli::GateFlags;
 use crate::cni::PLUGIN;
 use crate::cni::captured;
@@ -367,7 +367,7 @@ impl Gate {
             namespaces: gate.namespaces.iter().cloned().collect(),
         };
         if self.stood.as_ref() != Some(&standing) {
-            write(&self.standing, &standing);
+            keep(&self.standing, &standing);
             self.stood = Some(standing);
         }
     }
@@ -376,7 +376,7 @@ impl Gate {
     pub fn alive(&mut self) {
         self.installed = None;
         if let Some(standing) = &self.stood {
-            write(&self.standing, standing);
+            keep(&self.standing, standing);
         }
     }
 }
