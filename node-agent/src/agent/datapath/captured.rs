@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use egressnat_crds::EgressPlanSpec;
 
-use crate::agent::file::write;
+use crate::agent::file::{read, write};
 use crate::agent::gate::SOCKET;
 use crate::cli::GateFlags;
 use crate::cni::captured;
@@ -21,13 +21,8 @@ impl Captured {
     /// What a former process has left in a folder that a boot empties.
     pub(super) fn read(flags: &GateFlags) -> Self {
         let file = flags.enabled.then(|| captured::beside(&flags.run.join(SOCKET)));
-        let left = file.as_deref().map(captured::read);
-        let sources = left.transpose().unwrap_or_else(|error| {
-            tracing::warn!(%error, "failed to read which sources were captured");
-            None
-        });
         Self {
-            sources: sources.unwrap_or_default(),
+            sources: file.as_deref().map(read).unwrap_or_default(),
             file,
         }
     }
